@@ -1,0 +1,717 @@
+"""Grid and point-mass mazes, offline data sets, exact answers, drawing.
+
+Environments (`make(name)`; every one steps N agents at once and one agent by Gymnasium's calls):
+  grid-fourrooms, grid-maze               integer actions, observation (row, column) as floats
+  point-{umaze,medium,large,giant}        a disc; actions in [-1,1]^2; observation (x, y)
+  pointmaze-{medium,large,giant}-{navigate,stitch}-v0    OGBench's mazes on OGBench's clock
+point-medium, -large and -giant are OGBench's mazes with a robot four times as fast.
+
+Coordinates of point mazes are OGBench's: cells are squares of side 4, cell (i, j) (row, column)
+has its centre at x = 4j - 4, y = 4i - 4. Layouts, tasks and the recipe of the data sets are those
+of OGBench (Park et al. 2024, arXiv 2410.20092; locomaze/maze.py and its data script); the U-maze
+is that of the HIRO code. Data files have OGBench's layout, so that its own files load unchanged.
+
+    python envs.py [FOLDER]      draws every maze with its tasks, and the exact values of a grid
+"""
+
+import os
+import sys
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+
+import matplotlib
+import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import shortest_path
+
+matplotlib.use("Agg")                   # pictures go to files; no screen is needed
+import matplotlib.pyplot as plt
+
+LAYOUTS = {
+    "fourrooms": """
+        #############
+        #.....#.....#
+        #.....#.....#
+        #...........#
+        #.....#.....#
+        #.....#.....#
+        ##.####.....#
+        #.....###.###
+        #.....#.....#
+        #.....#.....#
+        #...........#
+        #.....#.....#
+        #############""",
+    "maze": """
+        #################
+        #...........#...#
+        #.#######.#.###.#
+        #.........#.....#
+        ###.###########.#
+        #.............#.#
+        #######.#.#.###.#
+        #.....#.#.......#
+        #.###.#.#.#.#####
+        #.#.......#...#.#
+        #.###.#####.#.#.#
+        #.........#...#.#
+        #.###.###.#.###.#
+        #.#...#.#.#.....#
+        #.#.#.#.#.###.#.#
+        #...#...#.......#
+        #################""",
+    "umaze": """
+        #####
+        #...#
+        ###.#
+        #...#
+        #####""",
+    "medium": """
+        ########
+        #..##..#
+        #..#...#
+        ##...###
+        #..#...#
+        #.#..#.#
+        #...#..#
+        ########""",
+    "large": """
+        ############
+        #....#.....#
+        #.##.#.#.#.#
+        #......#...#
+        #.####.###.#
+        #..#.#.....#
+        ##.#.#.#.###
+        #..#...#...#
+        ############""",
+    "giant": """
+        ################
+        #.#......##....#
+        #.#.##.#.#..##.#
+        #...#..#...#...#
+        #.###.######.#.#
+        #...#...#....#.#
+        ###.#.#..#.#.###
+        #...#..#...#...#
+        #.#.#.######.#.#
+        #.###...#...##.#
+        #.....#...#....#
+        ################""",
+}
+
+# (start cell, goal cell), cells as (row, column).
+TASKS = {
+    "fourrooms": [((1, 1), (11, 11)), ((11, 1), (1, 11)), ((5, 5), (8, 8)), ((1, 11), (11, 11)),
+                  ((8, 5), (2, 2))],
+    "maze": [((1, 1), (15, 15)), ((15, 1), (1, 15)), ((7, 1), (9, 15)), ((13, 7), (5, 1)),
+             ((9, 13), (13, 3))],
+    "umaze": [((1, 1), (3, 1)), ((1, 1), (1, 3)), ((1, 1), (3, 3)), ((3, 1), (1, 1)),
+              ((3, 2), (1, 2))],
+    "medium": [((1, 1), (6, 6)), ((6, 1), (1, 6)), ((5, 3), (4, 2)), ((6, 5), (6, 1)),
+               ((2, 6), (1, 1))],
+    "large": [((1, 1), (7, 10)), ((5, 4), (7, 1)), ((7, 4), (1, 10)), ((3, 8), (5, 4)),
+              ((1, 1), (5, 4))],
+    "giant": [((1, 1), (10, 14)), ((1, 14), (10, 1)), ((8, 14), (1, 1)), ((8, 3), (5, 12)),
+              ((5, 9), (3, 8))],
+}
+
+# ------------------------------------------------------------------------------- environments
+
+
+class Maze:
+    """A layout, its exact cell distances, and the single-agent calls of Gymnasium.
+
+    A subclass gives observations for cells (`place`), cells for observations (`cell`), the move
+    of N agents (`move`), success (`success`) and time limits (`limits`).
+    """
+
+    def __init__(self, name, layout):
+        rows = LAYOUTS[layout].split()
+        self.name, self.tasks = name, TASKS[layout]
+        self.walls = np.array([[c == "#" for c in row] for row in rows])
+        self.cells = np.argwhere(~self.walls)                           # (n, 2) row, column
+        self.index = np.full(self.walls.shape, -1)                      # cell -> number, wall -1
+        self.index[tuple(self.cells.T)] = np.arange(len(self.cells))
+        self.state = None
+
+    @cached_property
+    def distance(self):
+        """Length of the shortest path between any two free cells, in cells: (n, n) ints."""
+        return np.rint(self._paths[0]).astype(int)
+
+    @cached_property
+    def next_cell(self):
+        """next_cell[i, j]: number of the cell after i on a shortest path from i to j; (n, n)."""
+        step = self._paths[1].T.copy()          # the predecessor of i on the path from j to i
+        np.fill_diagonal(step, np.arange(len(step)))
+        return step
+
+    @cached_property
+    def _paths(self):
+        gap = np.abs(self.cells[:, None] - self.cells[None]).sum(-1)
+        return shortest_path(csr_matrix(gap == 1), unweighted=True, return_predecessors=True)
+
+    def number(self, obs):
+        """Numbers (N,) of the cells that observations (N, 2) lie in; ValueError in a wall."""
+        i, j = np.clip(self.cell(obs), 0, np.array(self.walls.shape) - 1).T
+        number = self.index[i, j]
+        if (number < 0).any():
+            raise ValueError(f"position {np.asarray(obs)[np.argmin(number)]} is inside a wall "
+                             f"of {self.name}")
+        return number
+
+    def random_pairs(self, rng, n, at_least):
+        """n pairs of cells, shortest path >= at_least cells: starts (n, 2), goals (n, 2)."""
+        pairs = np.argwhere(self.distance >= at_least)
+        if not len(pairs):
+            raise ValueError(f"{self.name} has no two cells {at_least} steps apart")
+        pairs = pairs[rng.integers(len(pairs), size=n)]
+        return self.cells[pairs[:, 0]], self.cells[pairs[:, 1]]
+
+    def reset(self, seed=None, options=None):
+        """Gymnasium's reset for one agent -> (observation (2,), info with the goal).
+
+        options: {"task": 1...5} for a fixed task, {"start": obs, "goal": obs} for given
+        positions; otherwise a random start and goal.
+        """
+        options = dict(options or {})
+        if seed is not None or self.state is None:
+            self.rng = np.random.default_rng(seed)
+        if unknown := set(options) - {"task", "start", "goal"}:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; known: task, start, goal")
+        cells = self.random_pairs(self.rng, 1, 1)
+        if "task" in options:
+            if options["task"] not in range(1, len(self.tasks) + 1):
+                raise ValueError(f"task must be 1 to {len(self.tasks)}, not {options['task']}")
+            cells = np.array(self.tasks[options["task"] - 1])[:, None]
+        start, goal = (self.place(c, self.rng) for c in cells)
+        self.state = np.array(options.get("start", start[0]), float).reshape(1, 2)
+        self.goal = np.array(options.get("goal", goal[0]), float).reshape(1, 2)
+        self.number(np.concatenate([self.state, self.goal]))            # refuses walls
+        self.time, self.limit = 0, int(self.limits(self.state, self.goal)[0])
+        return self.state[0].copy(), {"goal": self.goal[0].copy(), "success": False}
+
+    def step(self, action):
+        """One agent's step -> (obs, reward, terminated, truncated, info).
+
+        Reward 0 at the goal, which terminates the episode, else -1; the time limit truncates.
+        """
+        if self.state is None:
+            raise RuntimeError("call reset before step")
+        self.state = self.move(self.state, np.asarray(action)[None], self.rng)
+        self.time += 1
+        success = bool(self.success(self.state, self.goal)[0])
+        return (self.state[0].copy(), float(success) - 1, success,
+                self.time >= self.limit and not success,
+                {"goal": self.goal[0].copy(), "success": success})
+
+
+class GridWorld(Maze):
+    """Cells; actions 0 stay, 1 up, 2 down, 3 left, 4 right; a move into a wall stays.
+
+    With probability `slip` the action is replaced by a uniformly drawn one. Time limit: four
+    times the shortest path.
+    """
+
+    discrete, action_dim, far = True, 5, 8      # far: random pairs are at least so far apart
+    moves = np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]])
+
+    def __init__(self, name, layout, slip=0.0):
+        super().__init__(name, layout)
+        if not 0 <= slip <= 1:
+            raise ValueError(f"slip must be a probability, not {slip}")
+        self.slip = slip
+        to = self.cells[:, None] + self.moves                           # (n, 5, 2)
+        to = np.where(self.walls[to[..., 0], to[..., 1]][..., None], self.cells[:, None], to)
+        self.neighbours = self.index[to[..., 0], to[..., 1]]            # (n, 5) cell numbers
+
+    def cell(self, obs):
+        return np.rint(np.asarray(obs)).astype(int)
+
+    def place(self, cells, rng=None):
+        return np.array(cells, float)
+
+    def move(self, s, a, rng=None):
+        """s (N,2), a (N,) integers in 0...4 -> s' (N,2). rng is needed for slips only."""
+        a = np.asarray(a)
+        if a.dtype.kind not in "iu" or a.shape != (len(s),) or ((a < 0) | (a > 4)).any():
+            raise ValueError("a grid action is an integer from 0 to 4, one for each agent")
+        if self.slip:
+            slips = rng.random(len(a)) < self.slip
+            a = np.where(slips, rng.integers(5, size=len(a)), a)
+        return self.cells[self.neighbours[self.number(s), a]].astype(float)
+
+    def success(self, s, g):
+        return (np.rint(s) == np.rint(g)).all(-1)
+
+    def limits(self, s, g):
+        return 4 * np.maximum(self.distance[self.number(s), self.number(g)], 1)
+
+
+class PointMaze(Maze):
+    """A disc of radius `radius` among square walls: pos += speed * clip(a, -1, 1).
+
+    Contact: the disc is pushed out of the wall along the normal of its deepest contact until
+    none is left, so that it slides along walls without friction. Moves longer than a quarter of
+    a cell are made in equal parts, so that nothing passes through a wall or around a corner.
+    Success: within 1.0 of the goal. Starts and goals: cell centre + U(-noise, noise)^2.
+    """
+
+    discrete, action_dim, far, tolerance, side = False, 2, 6, 1.0, 4.0
+
+    def __init__(self, name, layout, speed, limit, radius=0.7, noise=1.0):
+        super().__init__(name, layout)
+        if not 0 <= radius < 0.5 * self.side or not speed > 0:
+            raise ValueError(f"radius {radius} must be in [0, 2) and speed {speed} positive")
+        self.radius = max(radius, 1e-6)         # a point keeps off the walls by a hair
+        self.speed, self.time_limit, self.noise = speed, limit, noise
+
+    def cell(self, obs):
+        return np.floor(np.asarray(obs)[..., ::-1] / self.side + 1.5).astype(int)
+
+    def centre(self, cells):
+        """(x, y) of the centres of cells (..., 2) given as (row, column)."""
+        return self.side * (np.asarray(cells, float)[..., ::-1] - 1)
+
+    def place(self, cells, rng=None):
+        centre = self.centre(cells)
+        return centre if rng is None else centre + rng.uniform(-self.noise, self.noise,
+                                                               centre.shape)
+
+    def move(self, s, a, rng=None):
+        """s (N,2), a (N,2), clipped to [-1,1] -> s' (N,2)."""
+        a = np.asarray(a, float)
+        if a.shape != (len(s), 2) or not np.isfinite(a).all():
+            raise ValueError("a point-maze action is two finite numbers for each agent")
+        parts = int(np.ceil(self.speed * np.sqrt(2) / (0.25 * self.side)))
+        s = np.array(s, float)
+        for _ in range(parts):
+            s += self.speed / parts * np.clip(a, -1, 1)
+            self._push_out(s)
+        return s
+
+    def _push_out(self, s):
+        """Push discs at s (N,2) out of the walls, in place."""
+        live = np.arange(len(s))
+        for _ in range(4):                      # a concave corner takes two pushes, rarely more
+            depth, normal = self._deepest_contact(s[live])
+            live, depth, normal = live[depth > 1e-9], depth[depth > 1e-9], normal[depth > 1e-9]
+            if not len(live):
+                return
+            s[live] += depth[:, None] * normal
+
+    def _deepest_contact(self, s):
+        """Depth (N,) of the deepest contact with one of the nine squares around, and its normal.
+
+        The contact is at the nearest point of a wall square; where the centre itself is in a
+        wall, at the nearest point of a free square.
+        """
+        near = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
+        cells = np.clip(self.cell(s)[:, None] + near, 0, np.array(self.walls.shape) - 1)
+        centre, half = self.centre(cells), self.side / 2
+        gap = s[:, None] - centre
+        gap -= np.clip(gap, -half, half)        # from the nearest point of the square to s
+        length = np.sqrt((gap ** 2).sum(-1))
+        wall = self.walls[cells[..., 0], cells[..., 1]]
+        depth = np.where(wall & (length > 0), self.radius - length, -np.inf)    # (N, 9)
+        deepest = depth.argmax(-1)
+        rows = np.arange(len(s))
+        depth, inside = depth[rows, deepest], wall[:, 4]
+        normal = gap[rows, deepest] / np.maximum(length[rows, deepest], 1e-12)[:, None]
+        if inside.any():
+            away = np.where(wall, np.inf, length)[inside]
+            out = away.argmin(-1), np.arange(len(away))
+            depth[inside] = self.radius + away[out[1], out[0]]
+            normal[inside] = -gap[inside][out[1], out[0]] / away[out[1], out[0], None]
+        return depth, normal
+
+    def success(self, s, g):
+        return np.sqrt(((s - g) ** 2).sum(-1)) <= self.tolerance
+
+    def limits(self, s, g):
+        return np.full(len(s), self.time_limit)
+
+    def path_length(self, s, g):
+        """Length (N,) of the path from s to g through the centres of the cells between them."""
+        i, j = self.number(s), self.number(g)
+        step = self.next_cell[i, j]
+        aim = np.where((i == j)[:, None], g, self.centre(self.cells[step]))
+        return np.sqrt(((s - aim) ** 2).sum(-1)) + self.side * self.distance[step, j]
+
+
+# Name -> (class, its arguments, the recipe of its data set). The recipes of the pointmaze-* sets
+# are those OGBench published; a trajectory of T rows holds T - 1 transitions.
+ENVIRONMENTS = {
+    "grid-fourrooms": (GridWorld, dict(layout="fourrooms"),
+                       dict(kind="navigate", episodes=500, rows=201, noise=0.5)),
+    "grid-maze": (GridWorld, dict(layout="maze"),
+                  dict(kind="navigate", episodes=500, rows=201, noise=0.5)),
+    "point-umaze": (PointMaze, dict(layout="umaze", speed=0.2, limit=500, radius=0.0, noise=0.1),
+                    dict(kind="navigate", episodes=500, rows=501, noise=0.5)),
+}
+for _size in ("medium", "large", "giant"):
+    ENVIRONMENTS[f"point-{_size}"] = (
+        PointMaze, dict(layout=_size, speed=0.8, limit=250),
+        dict(kind="navigate", episodes=1000, rows=201, noise=0.5))
+    _long = _size == "giant"
+    for _kind, _episodes, _rows in (("navigate", 500 if _long else 1000, 2001 if _long else 1001),
+                                    ("stitch", 5000, 201)):
+        ENVIRONMENTS[f"pointmaze-{_size}-{_kind}-v0"] = (
+            PointMaze, dict(layout=_size, speed=0.2, limit=1000),
+            dict(kind=_kind, episodes=_episodes, rows=_rows, noise=0.5))
+
+
+def make(name, **changes):
+    """The environment of that name; changes replace arguments of its class (slip=0.1, ...)."""
+    if name not in ENVIRONMENTS:
+        raise ValueError(f"unknown environment {name!r}; known: {', '.join(ENVIRONMENTS)}")
+    kind, arguments, _ = ENVIRONMENTS[name]
+    return kind(name, **{**arguments, **changes})
+
+
+# -------------------------------------------------------------------------------- data sets
+
+
+@dataclass
+class Dataset:
+    """Trajectories, concatenated, in OGBench's layout.
+
+    observations (N,2) float32; actions (N,2) float32, or (N,) integers on grids; terminals (N,)
+    bool, True on the last row of each trajectory. Row i's transition is (row i, action i, row
+    i + 1); the last row of a trajectory has none.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    terminals: np.ndarray
+
+    def __post_init__(self):
+        n = len(self.observations)
+        if self.observations.ndim != 2 or self.terminals.shape != (n,) or len(self.actions) != n:
+            raise ValueError(
+                "observations (N,d), actions (N,...) and terminals (N,) do not fit together: "
+                f"{self.observations.shape}, {self.actions.shape}, {self.terminals.shape}")
+        for key in ("observations", "actions"):
+            if not np.isfinite(getattr(self, key)).all():
+                raise ValueError(f"{key} contain NaN or infinity")
+        if not np.isin(self.terminals, (0, 1)).all():
+            raise ValueError("terminals must be 0 or 1")
+        self.terminals = self.terminals.astype(bool)
+        if not n or not self.terminals[-1]:
+            raise ValueError("the last row must end a trajectory (terminals[-1] is not 1)")
+        ends = np.flatnonzero(self.terminals)
+        lengths = np.diff(ends, prepend=-1)
+        if lengths.min() < 2:
+            raise ValueError(f"the trajectory that ends in row {ends[lengths.argmin()]} has one "
+                             "row only, so no transition")
+        self.lengths = lengths                                      # rows of each trajectory
+        self.last = np.repeat(ends, lengths).astype(np.int32)       # last row of i's trajectory
+        self.valid = np.flatnonzero(~self.terminals).astype(np.int32)   # rows with a transition
+
+
+def save_dataset(path, data):
+    """Write OGBench's npz layout; under a temporary name first, then renamed."""
+    with open(f"{path}.tmp", "wb") as file:
+        np.savez_compressed(file, observations=data.observations, actions=data.actions,
+                            terminals=data.terminals)
+    os.replace(f"{path}.tmp", path)
+
+
+def load_dataset(path):
+    """Read a data set in OGBench's npz layout (other keys are ignored; nothing is unpickled).
+
+    ValueError names what is wrong with a file; OSError if it cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array")
+            arrays = {key: file[key] for key in ("observations", "actions", "terminals")
+                      if key in file.files}
+    except (ValueError, EOFError, zipfile.BadZipFile) as e:
+        raise ValueError(f"{path} is not an npz file of plain arrays ({e})") from None
+    if missing := {"observations", "actions", "terminals"} - set(arrays):
+        raise ValueError(f"{path} has no {', '.join(sorted(missing))}; a data set has "
+                         "observations, actions, terminals")
+    try:
+        if any(x.dtype.kind not in "fiub" for x in arrays.values()):
+            raise ValueError("arrays must be numbers")
+        if arrays["actions"].dtype.kind == "f":
+            arrays["actions"] = arrays["actions"].astype(np.float32, copy=False)
+        arrays["observations"] = arrays["observations"].astype(np.float32, copy=False)
+        return Dataset(**arrays)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from None
+
+
+def check_dataset(data, env):
+    """ValueError unless data can have come from env.
+
+    At most 1 % of the rows may lie in a wall, and of the transitions that no wall can have
+    touched, 99 % must be what env's own move makes of them (grids with slip: any one step).
+    """
+    obs, shape = data.observations, (2,) if not env.discrete else ()
+    if obs.shape[1:] != (2,) or data.actions.shape[1:] != shape:
+        raise ValueError(f"{env.name} has observations (N, 2) and actions (N{', 2' * len(shape)})"
+                         f"; the data set has {obs.shape} and {data.actions.shape}")
+    if env.discrete and (data.actions.dtype.kind not in "iu" or data.actions.min() < 0
+                         or data.actions.max() > 4):
+        raise ValueError(f"actions of {env.name} are integers from 0 to 4")
+    cells = env.cell(obs)
+    known = ((cells >= 0) & (cells < env.walls.shape)).all(-1)
+    known[known] = ~env.walls[tuple(cells[known].T)]
+    if known.mean() < 0.99:
+        raise ValueError(f"{1 - known.mean():.0%} of the positions lie outside the free cells of "
+                         f"{env.name}; the data set is of another maze")
+    i = data.valid[:: max(1, len(data.valid) // 100_000)]
+    i = i[known[i] & known[i + 1]]
+    if env.discrete:
+        if env.slip:
+            fits = (env.neighbours[env.number(obs[i])] == env.number(obs[i + 1])[:, None]).any(1)
+        else:
+            fits = env.success(env.move(obs[i], data.actions[i]), obs[i + 1])
+    else:
+        free = obs[i] + env.speed * np.clip(data.actions[i], -1, 1)
+        i, free = i[env._deepest_contact(free)[0] < 0], free[env._deepest_contact(free)[0] < 0]
+        fits = np.abs(free - obs[i + 1]).max(-1) < 1e-3
+    if fits.mean() < 0.99:
+        step = "the move" if env.discrete else f"{env.speed} x action"
+        raise ValueError(f"{1 - fits.mean():.0%} of the free steps are not {step} of {env.name}; "
+                         "the data set is of another environment")
+
+
+def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5):
+    """Offline data by OGBench's recipe, all episodes in step: a Dataset of episodes x rows.
+
+    navigate  follows a shortest path to a random goal, a new goal on arrival. Point: unit vector
+              to the next cell's centre + N(0, noise^2), clipped; goals are cells that are not
+              straight corridors. Grid: a uniform action with probability noise.
+    stitch    point only: as navigate, one goal, 4 cells away (short trajectories).
+    explore   point: a new uniform heading every ten steps + N(0, noise^2); grid: uniform actions.
+    """
+    if kind not in ("navigate", "stitch", "explore") or (env.discrete and kind == "stitch"):
+        raise ValueError(f"{env.name} has no data of kind {kind!r}")
+    if episodes < 1 or rows < 2 or noise < 0:
+        raise ValueError("collect needs episodes >= 1, rows >= 2 and noise >= 0")
+    i, j = env.cells.T
+    rows_open, columns_open = ~env.walls[[i - 1, i + 1], j], ~env.walls[i, [j - 1, j + 1]]
+    corridor = (rows_open.all(0) & ~columns_open.any(0)) | (columns_open.all(0) & ~rows_open.any(0))
+    goals = np.flatnonzero(~corridor | env.discrete)
+
+    def draw_goal(start):
+        if kind != "stitch":
+            return rng.choice(goals, size=len(start))
+        there = env.distance[start]                                 # (n, cells)
+        there = there == np.minimum(4, there.max(-1, keepdims=True))
+        return np.argmax(rng.random(there.shape) * there, axis=-1)
+
+    start = rng.integers(len(env.cells), size=episodes)
+    s = env.place(env.cells[start], rng)
+    goal_cell = draw_goal(start)
+    goal = env.place(env.cells[goal_cell], rng)
+    observations = np.empty((rows, episodes, 2), np.float32)
+    actions = np.empty((rows, episodes) + (() if env.discrete else (2,)),
+                       np.int64 if env.discrete else np.float32)
+    for t in range(rows):
+        if env.discrete:
+            a = rng.integers(5, size=episodes)
+            if kind == "navigate":
+                ahead = env.distance[env.neighbours[env.number(s)], goal_cell[:, None]]
+                a = np.where(rng.random(episodes) < noise, a, ahead.argmin(-1))
+        else:
+            if kind == "explore" and t % 10 == 0:
+                angle = rng.uniform(0, 2 * np.pi, episodes)
+                heading = np.stack([np.cos(angle), np.sin(angle)], -1)
+            elif kind != "explore":
+                heading = env.centre(env.cells[env.next_cell[env.number(s), goal_cell]]) - s
+                heading /= np.maximum(np.sqrt((heading ** 2).sum(-1, keepdims=True)), 1e-9)
+            a = np.clip(heading + noise * rng.normal(size=s.shape), -1, 1).astype(np.float32)
+        observations[t], actions[t] = s, a
+        s = env.move(s, a, rng)
+        arrived = np.flatnonzero(env.success(s, goal))
+        if len(arrived) and kind == "navigate":
+            goal_cell[arrived] = draw_goal(arrived)
+            goal[arrived] = env.place(env.cells[goal_cell[arrived]], rng)
+    terminals = np.zeros((episodes, rows), bool)
+    terminals[:, -1] = True
+    return Dataset(observations.swapaxes(0, 1).reshape(-1, 2),
+                   actions.swapaxes(0, 1).reshape((-1,) + actions.shape[2:]), terminals.ravel())
+
+
+# ------------------------------------------------------------------------------ exact answers
+
+
+def optimal_value(steps, gamma):
+    """V* of a goal that many steps away: reward -1 a step, 0 at the goal, which absorbs."""
+    return -(1 - gamma ** np.asarray(steps, float)) / (1 - gamma)
+
+
+def goal_counts(env, data, gamma, p_current, p_future, p_random, success="index"):
+    """The joint distribution of (s, s', g, success) that HIQL's value loss draws, counted.
+
+    A row i with a transition is drawn uniformly; its goal is row i itself with p_current, row
+    min(i + Geometric(1 - gamma), fin) with p_future, where fin is the last row but one of the
+    trajectory, or any row with a transition with p_random. Success: the goal is row i ("index")
+    or lies in row i's cell ("state").
+    -> at_goal (n, n): probability of (s, g) and success; go_on (n, 5, n): of (s, move, g) and no
+    success. s' is env.neighbours[s, move], n the number of cells. They sum to 1.
+    """
+    n, valid = len(env.cells), data.valid
+    cell = env.number(data.observations)
+    moved = env.neighbours[cell[valid]] == cell[valid + 1, None]
+    if not moved.any(-1).all():
+        raise ValueError("the data set has steps that are no move of the grid")
+    s, slot, fin = cell[valid], moved.argmax(-1), data.last[valid] - 1
+    at_goal, go_on = np.zeros(n * n), np.zeros(n * 5 * n)
+
+    def add(rows, goal, weight, same):
+        hit = (goal == s[rows]) if success == "state" else np.full(len(rows), same)
+        at, on = s[rows] * n + goal, (s[rows] * 5 + slot[rows]) * n + goal
+        weight = np.broadcast_to(weight, len(rows))
+        at_goal[:] += np.bincount(at[hit], weight[hit], minlength=n * n)
+        go_on[:] += np.bincount(on[~hit], weight[~hit], minlength=n * 5 * n)
+
+    everyone = np.arange(len(valid))
+    add(everyone, s, p_current, True)
+    add(everyone[valid == fin], s[valid == fin], p_future, True)
+    for ahead in range(1, data.lengths.max() - 1):
+        rows = everyone[valid + ahead <= fin]
+        ends = valid[rows] + ahead == fin[rows]                 # the truncation's whole tail
+        weight = p_future * gamma ** (ahead - 1) * np.where(ends, 1, 1 - gamma)
+        add(rows, cell[valid[rows] + ahead], weight, False)
+    frequency = np.bincount(s, minlength=n) / len(valid)
+    for g in np.flatnonzero(frequency):
+        add(everyone, np.full(len(s), g), p_random * frequency[g], False)
+    if success == "index":                                      # a random goal that is row i
+        self_weight = p_random / len(valid)
+        add(everyone, s, self_weight, True)
+        go_on -= np.bincount((s * 5 + slot) * n + s, minlength=n * 5 * n) * self_weight
+    shape = (n, 5, n)
+    return at_goal.reshape(n, n) / len(valid), go_on.reshape(shape) / len(valid)
+
+
+def expectile_values(env, at_goal, go_on, gamma, expectile):
+    """The exact fixed point V (n, n) that HIQL's value loss regresses to, from `goal_counts`.
+
+    V(s,g) is the expectile of y = 0 at success and y = -1 + gamma V(s',g) otherwise: the root of
+    sum_y p(y) |expectile - 1(y < V)| (y - V) = 0. Pairs that the data never holds are NaN.
+    """
+    v = np.zeros(at_goal.shape)
+    seen = at_goal + go_on.sum(1) > 1e-15
+    while True:
+        y = -1 + gamma * v[env.neighbours]                      # (n, 5, n)
+        weight = go_on * np.where(y >= v[:, None], expectile, 1 - expectile)
+        new = np.where(seen, (weight * y).sum(1) / np.where(
+            seen, weight.sum(1) + expectile * at_goal, 1), 0)
+        change, v = np.abs(new - v).max(), new
+        if change < 1e-12:
+            return np.where(seen, v, np.nan)
+
+
+def behaviour_counts(go_on):
+    """`goal_counts` with s' made independent of g: the same p(s), p(g | s) and p(s' | s).
+
+    Its fixed point is that of the policy which collected the data. Hindsight goals lie where a
+    trajectory went, so that given g the recorded s' is a better step than that policy's average.
+    """
+    pair, move = go_on.sum(1, keepdims=True), go_on.sum(2, keepdims=True)
+    return pair * move / np.maximum(move.sum(1, keepdims=True), 1e-300)
+
+
+# ------------------------------------------------------------------------------------ drawing
+
+
+def draw_maze(ax, env, values=None, **style):
+    """Walls, and a map of values if given: one for each free point of `lattice`.
+
+    Axes as the observations: x to the right and y up, or on grids row 0 on top. Returns the
+    image of the values.
+    """
+    h, w = env.walls.shape
+    free = lattice(env)[1]
+    image = np.full(free.shape, np.nan)
+    image[free] = 0 if values is None else values
+    low, high = (-0.5, h - 0.5), (-0.5, w - 0.5)                # row and column edges
+    if not env.discrete:
+        low, high = env.centre(list(zip(low, high))).T[::-1]
+    style = {"cmap": "Greys", "vmin": 0, "vmax": 1} if values is None else style
+    ax.set_facecolor("0.35")
+    image = ax.imshow(image, origin="lower", extent=(*high, *low), **style)
+    if env.discrete:
+        ax.invert_yaxis()
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return image
+
+
+def plot_xy(env, obs):
+    """Observations (..., 2) as horizontal and vertical coordinates of `draw_maze`."""
+    x, y = np.moveaxis(np.asarray(obs, float), -1, 0)
+    return (y, x) if env.discrete else (x, y)
+
+
+def lattice(env, per_cell=8):
+    """Observations (h, w, 2) on a regular lattice over the maze, and which lie in free cells."""
+    per_cell = 1 if env.discrete else per_cell
+    h, w = env.walls.shape
+    i, j = (np.arange(per_cell * n) / per_cell - 0.5 + 0.5 / per_cell for n in (h, w))
+    cells = np.stack(np.meshgrid(i, j, indexing="ij"), -1)
+    free = ~env.walls.repeat(per_cell, 0).repeat(per_cell, 1)
+    return (cells if env.discrete else env.centre(cells)), free
+
+
+def draw_tasks(ax, env):
+    """The fixed tasks of a maze: an arrow from start to goal, numbered at the start."""
+    draw_maze(ax, env)
+    for number, (start, goal) in enumerate(env.tasks):
+        (x, u), (y, v) = plot_xy(env, env.place(np.array([start, goal])))
+        ax.annotate("", (u, v), (x, y), zorder=3, arrowprops=dict(
+            arrowstyle="->", color=f"C{number}", lw=1.5, connectionstyle="arc3,rad=0.15"))
+        ax.plot(u, v, "*", color=f"C{number}", ms=9, zorder=4)
+        ax.text(x, y, str(number + 1), color=f"C{number}", weight="bold", ha="center",
+                va="center", zorder=4)
+    ax.set_title(f"{env.name}\n{len(env.cells)} free cells", fontsize=9)
+
+
+def save_figure(figure, path):
+    """Write a figure as png; under a temporary name first, then renamed."""
+    figure.savefig(f"{path}.tmp", format="png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    os.replace(f"{path}.tmp", path)
+
+
+def main(folder="."):
+    """Draw every maze with its tasks, and on the four rooms three exact values side by side."""
+    os.makedirs(folder, exist_ok=True)
+    names = [name for name in ENVIRONMENTS if not name.startswith("pointmaze")]
+    figure, axes = plt.subplots(2, 3, figsize=(11, 8))
+    for ax, name in zip(axes.flat, names):
+        draw_tasks(ax, make(name))
+    save_figure(figure, os.path.join(folder, "mazes.png"))
+
+    env, gamma = make("grid-fourrooms"), 0.95
+    data = collect(env, np.random.default_rng(0), **ENVIRONMENTS[env.name][2])
+    at_goal, go_on = goal_counts(env, data, gamma, 0.2, 0.5, 0.3)
+    g = env.number([env.tasks[0][1]])[0]
+    maps = {"optimal value": optimal_value(env.distance, gamma),
+            "fixed point of HIQL's loss\n(expectile 0.7, hindsight goals)":
+                expectile_values(env, at_goal, go_on, gamma, 0.7),
+            "the same if s' did not depend on g\n(the data's own policy)":
+                expectile_values(env, at_goal, behaviour_counts(go_on), gamma, 0.7)}
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4))
+    for ax, (title, v) in zip(axes, maps.items()):
+        image = draw_maze(ax, env, v[:, g], vmin=-1 / (1 - gamma), vmax=0)
+        ax.plot(*plot_xy(env, env.tasks[0][1]), "r*", ms=12, zorder=3)
+        ax.set_title(title, fontsize=9)
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    save_figure(figure, os.path.join(folder, "exact_values.png"))
+    _, hiql, behaviour = maps.values()
+    print(f"mean distance of the two fixed points: {np.nanmean(np.abs(hiql - behaviour)):.3f}, "
+          f"{np.nanmean(np.abs(hiql - behaviour)) / np.ptp(hiql):.1%} of the range")
+    print(f"wrote mazes.png and exact_values.png to {os.path.abspath(folder)}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])

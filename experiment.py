@@ -1,0 +1,453 @@
+"""Everything around an algorithm and nothing of it: flags, seeds, logs, checkpoints, tables.
+
+An algorithm hands `main` a config dataclass and three functions; its program then has
+    [flags]                  one run: a folder with config.json, train.csv, eval.csv,
+                             checkpoint.npz, summary.json and pictures
+    --seeds A-B [--jobs N]   one process for each seed, N at once; seeds.csv beside them
+    --resume DIR             go on as if the run had never stopped
+    --eval DIR               evaluate the checkpoint of a run
+
+An experiment is a section of experiments.ini: named command lines and their seeds.
+    python experiment.py run NAME [--jobs 2]     the runs that results/NAME.csv lacks
+    python experiment.py report                  the tables of README.md, from results/*.csv
+"""
+
+import argparse
+import configparser
+import csv
+import dataclasses
+import difflib
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import scipy
+from scipy.stats import trim_mean
+
+import nets
+
+# ----------------------------------------------------------------------------- flags
+
+
+def option(default, help, choices=None):
+    """A field of a config dataclass and its flag: meaning and source for --help."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def _numbers(text):
+    return tuple(int(x) for x in text.split(","))
+
+
+def seed_range(text):
+    """"3" -> [3]; "0-4" -> [0, 1, 2, 3, 4]; "1,5" -> [1, 5]."""
+    seeds = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        seeds += range(int(first), int(last or first) + 1)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError
+    return seeds
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):                   # one line, and the flag that was perhaps meant
+        for word in message.replace("unrecognized arguments:", "").split():
+            known = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(word.split("=")[0], known, 1)
+            if "unrecognized" in message and word.startswith("-") and near:
+                message += f" (did you mean {near[0]}?)"
+                break
+        refuse(message, self.prog)
+
+
+def refuse(message, prog=os.path.basename(sys.argv[0])):
+    """One line on what was wrong, exit code 2."""
+    print(f"{prog}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parser(config_class, description):
+    """Flags from the fields of a config dataclass; a flag that is not given is not in the result."""
+    p = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                formatter_class=argparse.RawDescriptionHelpFormatter)
+    group = p.add_argument_group("this run")
+    group.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/...)")
+    group.add_argument("--quick", action="store_true", help="the whole path in seconds, pictures "
+                       "included; success is not promised")
+    group.add_argument("--seeds", metavar="A-B", help="several seeds, each a process of its own")
+    group.add_argument("--jobs", type=int, metavar="N", help="processes at once (default 1)")
+    group.add_argument("--resume", metavar="DIR", help="go on with an interrupted run")
+    group.add_argument("--eval", metavar="DIR", help="evaluate the checkpoint of a run")
+    group = p.add_argument_group("the algorithm and its task")
+    for field in dataclasses.fields(config_class):
+        kind, flag = type(field.default), "--" + field.name.replace("_", "-")
+        text = f"{field.metadata['help']} (default {_text(field.default)})".replace("%", "%%")
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            group.add_argument(flag, help=text, choices=field.metadata["choices"],
+                               metavar=None if field.metadata["choices"] else kind.__name__.upper()
+                               if kind is not tuple else "N,N,...",
+                               type=_numbers if kind is tuple else kind)
+    return p
+
+
+def _text(value):
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value) or "none"
+
+
+def main(config_class, description, resolve, prepare, train, evaluate):
+    """The program of an algorithm.
+
+    resolve(given) -> config      flags given (a dict, "quick" among them) -> a whole config
+    prepare(config) -> problem    environment, data, ...; ValueError or OSError refuses the input
+    train(problem, run) -> None   train and write to run, a `Run`
+    evaluate(problem, tree) -> dict    summary of a checkpoint's tree
+    """
+    p = parser(config_class, description)
+    given = vars(p.parse_args())
+    folder, seeds = given.pop("out", None), given.pop("seeds", None)
+    jobs, resume, old = given.pop("jobs", 1), given.pop("resume", None), given.pop("eval", None)
+    try:
+        if (resume or old) and (given or folder or seeds or (resume and old)):
+            raise ValueError("--resume and --eval take the flags of the run itself; give no other")
+        if jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, not {jobs}")
+        if seeds is not None:
+            return _run_seeds(given, seeds, folder, jobs, resolve, prepare)
+        if resume or old:
+            given = read_json(os.path.join(resume or old, "config.json"))["config"]
+            given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        config = resolve(given)
+        if old or resume:
+            tree = nets.load_tree(os.path.join(resume or old, "checkpoint.npz"))
+        problem = prepare(config)
+        if old:
+            return show(evaluate(problem, tree))
+        if resume and os.path.exists(os.path.join(resume, "summary.json")):
+            return print(f"{resume} is finished; its summary.json stays as it is")
+        run = Run(resume or folder or free_folder(config), config, tree if resume else None)
+    except (ValueError, OSError, TypeError, KeyError) as e:
+        if os.environ.get("TRACEBACK"):
+            raise
+        refuse(e)
+    try:
+        train(problem, run)
+    except FloatingPointError as e:
+        print(f"\n{p.prog}: stopped: {e}; the last checkpoint is in {run.folder}", file=sys.stderr)
+        sys.exit(1)
+    except Interrupted:
+        print(f"\ninterrupted; go on with: python {p.prog} --resume {run.folder}")
+        sys.exit(130)
+
+
+def free_folder(config):
+    """runs/<env>_<agent>_seed<seed>, with a number behind it if that exists."""
+    base = os.path.join("runs", f"{config.env}_{config.agent}_seed{config.seed}")
+    numbers = (f"{base}_{i}" for i in range(2, 10**6))
+    return base if not os.path.exists(base) else next(f for f in numbers if not os.path.exists(f))
+
+
+def _run_seeds(given, seeds, folder, jobs, resolve, prepare):
+    if "seed" in given:
+        raise ValueError("give --seed or --seeds, not both")
+    try:
+        seeds = seed_range(seeds)
+    except ValueError:
+        raise ValueError(f"--seeds wants A-B or A,B,C, not {seeds!r}") from None
+    config = resolve(given)
+    prepare(config)                                     # refuse bad input once, not per seed
+    folder = folder or free_folder(config).replace(f"seed{config.seed}", f"seeds{seeds[0]}-"
+                                                   f"{seeds[-1]}")
+    if os.path.exists(folder):
+        raise ValueError(f"{folder} exists; choose another --out")
+    os.makedirs(folder)
+    words = []
+    for name, value in given.items():
+        flag = "--" + name.replace("_", "-")
+        words += [flag] if value is True else [f"--no-{flag[2:]}"] if value is False \
+            else [f"{flag}={_text(value)}"]
+    runs = {str(s): ([sys.argv[0], *words, f"--seed={s}"], os.path.join(folder, f"seed{s}"))
+            for s in seeds}
+    rows = []
+
+    def done(name, summary):
+        rows.append(summary)
+        print(f"seed {name}: success {summary['success']:.3f}", flush=True)
+        write_rows(os.path.join(folder, "seeds.csv"), sorted(rows, key=lambda row: row["seed"]))
+
+    failed = run_processes(runs, jobs, done)
+    if rows:
+        scores = [row["success"] for row in rows]
+        print(f"mean success {np.mean(scores):.3f}, worst {min(scores):.3f} of {len(rows)} seeds; "
+              f"{os.path.join(folder, 'seeds.csv')}")
+    sys.exit(1 if failed else 0)
+
+
+def run_processes(runs, jobs, done):
+    """Run {name: (arguments, folder)}, `jobs` at once; done(name, summary) as each one ends.
+
+    Output goes to <folder>.log. Ctrl-C reaches the processes too, which save and stop. Returns
+    the names of the runs that failed.
+    """
+    waiting, active, failed = list(runs), {}, []
+    try:
+        while waiting or active:
+            while waiting and len(active) < jobs:
+                name = waiting.pop(0)
+                arguments, folder = runs[name]
+                begun = os.path.exists(os.path.join(folder, "checkpoint.npz"))
+                arguments = [arguments[0], "--resume", folder] if begun else \
+                    [*arguments, "--out", folder]
+                with open(f"{folder}.log", "w") as log:
+                    active[name] = subprocess.Popen([sys.executable, *arguments], stdout=log,
+                                                    stderr=subprocess.STDOUT)
+            time.sleep(0.2)
+            for name in [name for name, process in active.items() if process.poll() is not None]:
+                if active.pop(name).returncode:
+                    failed.append(name)
+                    print(f"{name} failed; see {runs[name][1]}.log", file=sys.stderr)
+                else:
+                    done(name, read_json(os.path.join(runs[name][1], "summary.json")))
+    except KeyboardInterrupt:
+        for process in active.values():
+            process.wait()
+        sys.exit(130)
+    return failed
+
+
+# ----------------------------------------------------------------------------- one run
+
+
+class Interrupted(Exception):
+    """Ctrl-C was pressed; the run has been saved."""
+
+
+class Run:
+    """The folder of one run: configuration, logs, checkpoint, summary, and the progress line."""
+
+    def __init__(self, folder, config, restored=None):
+        """restored: the tree of a checkpoint to go on from, else None for a new folder."""
+        self.folder, self.restored, self.config = folder, restored, config
+        self.before = float(restored["seconds"]) if restored else 0.0
+        if not restored:
+            if any(os.path.exists(self.path(f)) for f in ("checkpoint.npz", "summary.json")):
+                raise ValueError(f"{folder} already holds a run; choose another --out, or "
+                                 f"--resume {folder}")
+            os.makedirs(folder, exist_ok=True)
+            write_json(self.path("config.json"), {
+                "config": dataclasses.asdict(config), "versions": {
+                    "python": platform.python_version(), "numpy": np.__version__,
+                    "scipy": scipy.__version__, "machine": platform.machine()}})
+        self.logs = {name: [] for name in ("train", "eval")}
+        for name, rows in self.logs.items():
+            if restored and os.path.exists(self.path(f"{name}.csv")):
+                rows += [row for row in read_rows(self.path(f"{name}.csv"))
+                         if int(row["update"]) <= int(restored["update"])]
+        self.stop, self.start, self.shown = False, time.perf_counter(), 0.0
+        self.first = int(restored["update"]) if restored else 0
+        if hasattr(signal, "SIGINT"):
+            signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, *_):
+        if self.stop:
+            raise KeyboardInterrupt                     # a second Ctrl-C does not wait
+        self.stop = True
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def seconds(self):
+        """Seconds since the run began, stops left out."""
+        return self.before + time.perf_counter() - self.start
+
+    def log(self, name, row):
+        """Add a row to train.csv or eval.csv; the key "update" comes first."""
+        self.logs[name].append(row)
+
+    def progress(self, update, total, text, every=0.5):
+        """One refreshing line on a terminal; elsewhere a plain line every ten seconds."""
+        now, terminal = time.perf_counter(), sys.stdout.isatty()
+        if now - self.shown < (every if terminal else 10) and update < total:
+            return
+        self.shown = now
+        speed = (update - self.first) / max(now - self.start, 1e-9)
+        left = (total - update) / max(speed, 1e-9)
+        line = (f"{update}/{total} {update / total:4.0%}  {text}  {speed:.0f} updates/s  "
+                f"ETA {int(left // 60)}:{int(left % 60):02d}")
+        print(f"\r\033[K{line}" if terminal else line, flush=True,
+              end="\n" if not terminal or update == total else "")
+
+    def save(self, update, tree, rngs):
+        """Write logs and checkpoint: a tree of arrays and the states of generators {name: rng}."""
+        for name, rows in self.logs.items():
+            if rows:
+                write_rows(self.path(f"{name}.csv"), rows)
+        states = {name: np.array(json.dumps(rng.bit_generator.state)) for name, rng in rngs.items()}
+        nets.save_tree(self.path("checkpoint.npz"),
+                       {**tree, "update": np.array(update), "seconds": np.array(self.seconds()),
+                        "rng": states})
+        if self.stop:
+            raise Interrupted
+
+    def restore(self, rngs):
+        """Set generators {name: rng} to the states of the checkpoint."""
+        for name, rng in rngs.items():
+            rng.bit_generator.state = json.loads(str(self.restored["rng"][name]))
+
+    def finish(self, summary):
+        """Write summary.json and print it with the files of the run."""
+        write_json(self.path("summary.json"), summary)
+        show(summary)
+        print(f"files in {self.folder}: {' '.join(sorted(os.listdir(self.folder)))}")
+
+
+def show(summary):
+    for key, value in summary.items():
+        if isinstance(value, float):
+            value = round(value, 4)
+        print(f"{key}: {value}")
+
+
+def generators(seed, *names):
+    """One independent generator for each purpose, all spawned from one seed."""
+    return dict(zip(names, map(np.random.default_rng, np.random.SeedSequence(seed).spawn(
+        len(names)))))
+
+
+def write_json(path, value):
+    _write(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path):
+    with open(path) as file:
+        return json.load(file)
+
+
+def write_rows(path, rows):
+    """Dicts as csv; the columns are the keys in order of first appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns] + [[_cell(row.get(key, "")) for key in columns] for row in rows]
+    _write(path, "".join(",".join(line) + "\n" for line in lines))
+
+
+def _cell(value):
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_cell, value))
+    return f"{value:.6g}" if isinstance(value, (float, np.floating)) else str(value)
+
+
+def read_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(path, text):
+    with open(f"{path}.tmp", "w", newline="") as file:
+        file.write(text)
+    os.replace(f"{path}.tmp", path)
+
+
+# ------------------------------------------------------------------ experiments and tables
+
+
+def experiments():
+    """Sections of experiments.ini: title, seeds, columns, and one command line for each row."""
+    ini = configparser.ConfigParser(interpolation=None)
+    ini.optionxform = str
+    ini.read(os.path.join(os.path.dirname(os.path.abspath(__file__)), "experiments.ini"))
+    known = ("title", "seeds", "columns")
+    return {name: {"title": section["title"], "seeds": seed_range(section["seeds"]),
+                   "columns": section["columns"].split(),
+                   "rows": {k: v for k, v in section.items() if k not in known}}
+            for name, section in ini.items() if name != "DEFAULT"}
+
+
+def run_experiment(name, jobs):
+    """Run what results/<name>.csv lacks; a row is written as each run ends."""
+    experiment, path = experiments()[name], os.path.join("results", f"{name}.csv")
+    os.makedirs("results", exist_ok=True)
+    os.makedirs(os.path.join("runs", name), exist_ok=True)
+    rows = read_rows(path) if os.path.exists(path) else []
+    have = {(row["row"], int(row["seed"])) for row in rows}
+    runs = {}
+    for seed in experiment["seeds"]:
+        for row, command in experiment["rows"].items():
+            folder = os.path.join("runs", name, re.sub(r"\W+", "_", row) + f"_seed{seed}")
+            if (row, seed) not in have:
+                runs[f"{row} seed {seed}"] = [*shlex.split(command), f"--seed={seed}"], folder
+
+    def done(label, summary):
+        rows.append({"row": label.rsplit(" seed ", 1)[0], **summary})
+        write_rows(path, rows)
+        print(f"{label}: success {summary['success']:.3f}", flush=True)
+
+    return run_processes(runs, jobs, done)
+
+
+def interval(x, samples=2000):
+    """Interquartile mean of x and its 95 % percentile-bootstrap interval."""
+    x = np.asarray(x, float)
+    draws = np.random.default_rng(0).integers(len(x), size=(samples, len(x)))
+    low, high = np.percentile(trim_mean(x[draws], 0.25, axis=1), [2.5, 97.5])
+    return trim_mean(x, 0.25), low, high
+
+
+def table(name):
+    """The markdown table of an experiment, from results/<name>.csv."""
+    experiment = experiments()[name]
+    rows = read_rows(os.path.join(os.path.dirname(os.path.abspath(__file__)), "results",
+                                  f"{name}.csv"))
+    columns = experiment["columns"]
+    lines = [experiment["title"], "", "| row | " + " | ".join(
+        f"{c.replace('_', ' ')}: IQM [95 %]" for c in columns) + f" | {columns[0]}, each seed |",
+        "|---" * (len(columns) + 2) + "|"]
+    for row in experiment["rows"]:
+        mine = sorted((r for r in rows if r["row"] == row), key=lambda r: int(r["seed"]))
+        if not mine:
+            continue
+        cells = []
+        for c in columns:
+            values = [float(r[c]) for r in mine if r.get(c)]
+            cells.append("{:.3g} [{:.3g}, {:.3g}]".format(*interval(values)) if values else "")
+        each = " ".join(f"{float(r[columns[0]]):.2f}" for r in mine)
+        lines.append(f"| {row} | {' | '.join(cells)} | {each} |")
+    seeds = sorted({int(r["seed"]) for r in rows})
+    return "\n".join(lines + ["", f"Seeds {' '.join(map(str, seeds))}; `results/{name}.csv`, by "
+                              f"`python experiment.py run {name}`."])
+
+
+def report(text):
+    """README's text with each table between `<!-- table NAME -->` and `<!-- end -->` renewed."""
+    parts = text.split("<!-- table ")
+    for i, part in enumerate(parts[1:], 1):
+        name, rest = part.split(" -->", 1)
+        parts[i] = f"{name} -->\n{table(name)}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
+    return "<!-- table ".join(parts)
+
+
+def _program():
+    p = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = p.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run an experiment of experiments.ini")
+    run.add_argument("name", choices=list(experiments()))
+    run.add_argument("--jobs", type=int, default=2)
+    commands.add_parser("report", help="renew the tables of README.md")
+    given = p.parse_args()
+    if given.command == "run":
+        sys.exit(1 if run_experiment(given.name, given.jobs) else 0)
+    with open("README.md") as file:
+        old = file.read()
+    _write("README.md", report(old))
+    print("README.md is up to date" if report(old) == old else "renewed the tables of README.md")
+
+
+if __name__ == "__main__":
+    _program()

@@ -1,0 +1,592 @@
+"""HIQL: hierarchical implicit Q-learning, offline and goal-conditioned. NumPy only.
+
+Park, Ghosh, Eysenbach, Levine 2023, arXiv 2307.11949. From a data set without rewards learn
+  V(s, phi([s; g]))     how far the goal is: action-free, by expectile regression
+  pi_h(z | s, g)        the manager: the representation z = phi([s; w]) of a state w, k steps ahead
+  pi_l(a | s, z)        the worker: the action that leads there
+both policies by advantage-weighted regression (AWR) from that one value.
+
+    python hiql.py                    trains on point-medium, two to three minutes on one core
+    python hiql.py --help             every flag with its meaning and source
+
+Symbols: s, s1 state and next state, g goal, w state k steps ahead (subgoal), a action, r reward
+in {-1, 0}, m mask, z representation, v value, t target network's value, adv advantage A.
+Shapes: batch B, state S = goal, representation R, twin value heads 2: v (2, B), z (B, R).
+Equation numbers are those of the paper (version 2), known at second hand but for Eq. (4).
+
+Where the paper [P], its authors' code [C] (seohongpark/HIQL) and OGBench's [O] (seohongpark/
+ogbench, impls/agents/hiql.py) differ, what is done here, and why:
+ D1  Expectile weight: P from the residual of the learned V; C, O from the target network. As C, O.
+ D2  Heads: P one V; C, O two. Minimum over target heads in the weight's next value, their mean in
+     its current value, each head regresses to its own target, the losses add. As C, O.
+ D3  Target network: the EMA of the two value heads alone, from the parameters before the step;
+     phi is one, current, shared, trained by the value loss alone. As C, O.
+ D4  A = V(w,g) - V(s,g) and V(s1,w) - V(s,w): the paper's n-step advantage without rewards and
+     discount; mean of the online heads. As P's simplification, C, O.
+ D5  Success: the goal is the state's own row of the data ("index"), not an equal state. Reward 0
+     and mask 0 there, so goals absorb. As C, O; `--success state` is the alternative.
+ D6  Subgoals are exactly k steps ahead, cut at the goal or the trajectory's last row but one, the
+     last that has a transition; goals are never the last row. As O; C's goals may be any row.
+ D7  Policies: Gaussians with std 1 (O) or a learned one, the same in all states (C): `--std`. As
+     O. GELU without LayerNorm as O (C: ReLU); value and phi: Dense, GELU, LayerNorm as C, O.
+ D8  phi: P writes phi(g); P's experiments, C and O use phi([s; g]), scaled to length sqrt(R), no
+     epsilon. `--subgoal phi_g` is the former, `none` C's variant without phi, in which the
+     manager predicts the difference w - s.
+ D9  Schedule: P trains the value, then the policies; C, O all in one step. As C, O; `--schedule
+     sequential` is the former, with as many steps for each phase as the joint one has.
+ D10 The manager is asked at every step (C, O), not every k (`--requery`); its mean is scaled to
+     length sqrt(R) before the worker sees it, actions are the mean, clipped.
+ D11 AWR weights min(exp(alpha A), 100): as C, O, with the exponent clipped lest float32 overflow.
+ D12 Sizes: C, O train 512x3 with batches of 1024 for 10^6 steps. Here 128x3 and 256, Adam 5e-4
+     (C, O: 3e-4) that falls linearly to 0 over the second half, target rate 0.01 (0.005).
+ D13 `gciql` extracts its policy by AWR as IQL (Kostrikov et al. 2021); O's published GCIQL by
+     DDPG+BC.
+"""
+
+import nets                             # first: it sets one BLAS thread before numpy loads
+
+import functools
+import math
+import os
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+
+import envs
+import experiment
+from experiment import option
+from nets import (adam, adam_init, categorical_log_prob, ema, forward, gaussian_log_prob, init_mlp,
+                  length_normalize, mlp, stop, tree_map)
+
+AGENTS = ("hiql", "flat", "gciql", "gcbc", "hgcbc")
+
+
+@dataclass
+class Config:
+    """Everything that decides a run; `resolve` puts in what depends on environment and agent."""
+
+    env: str = option("point-medium", "environment", tuple(envs.ENVIRONMENTS))
+    dataset: str = option("", "npz file in OGBench's layout; without it the data is collected")
+    agent: str = option("hiql", "hiql; flat: one policy on the same value; gciql; gcbc, hgcbc: "
+                        "behaviour cloning, flat and hierarchical", AGENTS)
+    seed: int = option(0, "seed of everything random, the collected data included")
+    steps: int = option(10_000, "updates")
+    batch: int = option(256, "batch size (C, O: 1024)")
+    hidden: tuple = option((128, 128, 128), "hidden layers of every network (O: 512,512,512)")
+    lr: float = option(5e-4, "Adam's learning rate (C, O: 3e-4)")
+    decay: bool = option(True, "learning rate falls linearly to 0 over the second half [D12]")
+    gamma: float = option(0.98, "discount (C, O: 0.99)")
+    expectile: float = option(0.7, "tau of Eq. (4) (C, O: 0.7)")
+    target_rate: float = option(0.01, "EMA rate of the target network (C, O: 0.005)")
+    k: int = option(8, "subgoal steps (C, O: 25 on ant and point mazes)")
+    high_alpha: float = option(3.0, "inverse temperature of the manager's AWR (O: 3, C: 1)")
+    low_alpha: float = option(3.0, "inverse temperature of the worker's AWR (O: 3, C: 1)")
+    flat_alpha: float = option(3.0, "inverse temperature of the flat policy's AWR (O: 10)")
+    rep_dim: int = option(10, "size of phi (C, O: 10)")
+    subgoal: str = option("phi_sg", "representation of subgoals [D8]", ("phi_sg", "phi_g", "none"))
+    std: str = option("fixed", "std of Gaussian policies [D7]", ("fixed", "learned"))
+    schedule: str = option("joint", "value and policies together or one after the other [D9]",
+                           ("joint", "sequential"))
+    requery: int = option(1, "the manager is asked every so many steps [D10]")
+    action_free: float = option(0.0, "fraction of trajectories whose actions are hidden")
+    p_current: float = option(0.2, "value goals: the state itself (C, O)")
+    p_future: float = option(0.5, "value goals: geometric future (C, O)")
+    p_random: float = option(0.3, "value goals: random (C, O)")
+    high_random: float = option(0.0, "policy goals: fraction of random ones (O: 0, stitch 0.5)")
+    success: str = option("index", "when a goal counts as reached in the data [D5]",
+                          ("index", "state"))
+    contrast: bool = option(True, "hiql also trains a flat policy on its value, to compare")
+    episodes: int = option(20, "evaluation episodes for each task (O: 50)")
+    eval_every: int = option(2000, "updates between evaluations and checkpoints")
+
+
+DEFAULTS = {                            # what an environment changes, by the start of its name
+    "grid": dict(gamma=0.95, k=5, hidden=(128, 128, 128)),
+    "point-umaze": dict(gamma=0.99, k=25),
+    "point-giant": dict(gamma=0.99),
+    "pointmaze": dict(gamma=0.99, k=25),
+    "pointmaze-giant": dict(gamma=0.995),
+}
+QUICK = dict(steps=300, batch=128, hidden=(64, 64), eval_every=150, episodes=4)
+
+
+def resolve(given):
+    """A whole Config from the flags given: defaults of environment and agent, then the flags."""
+    given, values = dict(given), {}
+    env, agent = given.get("env", Config.env), given.get("agent", Config.agent)
+    for start, changes in DEFAULTS.items():
+        if env.startswith(start):
+            values.update(changes)
+    if "stitch" in env:
+        values["high_random"] = 0.5
+    if agent == "hgcbc":
+        values["subgoal"] = "none"                      # there is no value to learn phi from
+    if agent in ("gcbc", "hgcbc"):
+        values.update(flat_alpha=0.0, high_alpha=0.0, low_alpha=0.0)
+    if agent != "hiql":
+        values["contrast"] = False
+    if given.pop("quick", False):
+        values.update(QUICK)
+    c = Config(**{**values, **given})
+    for name in ("steps", "batch", "k", "rep_dim", "requery", "episodes", "eval_every", "lr"):
+        if not getattr(c, name) > 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(c, name)}")
+    if not c.hidden or min(c.hidden) < 1:
+        raise ValueError(f"--hidden wants positive sizes such as 128,128, not {c.hidden}")
+    for name in ("gamma", "expectile", "target_rate"):
+        if not 0 < getattr(c, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be in (0, 1), not {getattr(c, name)}")
+    for name in ("p_current", "p_future", "p_random", "high_random", "action_free"):
+        if not 0 <= getattr(c, name) <= 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be in [0, 1], not {getattr(c, name)}")
+    for name in ("high_alpha", "low_alpha", "flat_alpha", "seed"):
+        if not getattr(c, name) >= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must not be negative")
+    total = c.p_current + c.p_future + c.p_random
+    if abs(total - 1) > 1e-6:
+        raise ValueError(f"p_current + p_future + p_random must be 1, not {total:g}")
+    if c.action_free and c.agent not in ("hiql", "flat"):
+        raise ValueError(f"--action-free needs an action-free value (hiql, flat), not {c.agent}")
+    if c.contrast and c.agent != "hiql":
+        raise ValueError("--contrast is for --agent hiql: the flat policy learns from its value")
+    if c.agent == "hgcbc" and c.subgoal != "none":
+        raise ValueError("hgcbc has no value to learn phi from; it wants --subgoal none")
+    return c
+
+
+# -------------------------------------------------------------------------------------- data
+
+
+def prepare(c):
+    """Environment, data set, and what sampling needs of it. ValueError, OSError: bad input."""
+    env = envs.make(c.env)
+    rngs = experiment.generators(c.seed, "data", "hide", "init", "flat", "batch")
+    if c.dataset:
+        data = envs.load_dataset(c.dataset)
+        envs.check_dataset(data, env)
+    else:
+        data = envs.collect(env, rngs["data"], **envs.ENVIRONMENTS[c.env][2])
+    if c.k >= data.lengths.max():
+        raise ValueError(f"--k {c.k} must be below the longest trajectory, "
+                         f"{data.lengths.max()} rows")
+    trajectories = len(data.lengths)
+    hidden = round(c.action_free * trajectories)
+    if hidden >= trajectories:
+        raise ValueError(f"--action-free {c.action_free} hides the actions of all trajectories")
+    shown = np.ones(trajectories, bool)
+    shown[rngs["hide"].permutation(trajectories)[:hidden]] = False
+    labelled = data.valid[np.repeat(shown, data.lengths)[data.valid]]
+    return SimpleNamespace(config=c, env=env, data=data, labelled=labelled, rngs=rngs)
+
+
+def sample(data, labelled, rng, c):
+    """One batch: indices of rows, then hindsight goals [D5][D6].
+
+    Value goals g: row i itself with p_current, row min(i + Geometric(1 - gamma), fin) with
+    p_future, any row with p_random; fin is the last row that has a transition.
+    Policy goals: a row uniform between min(i + 1, fin) and fin, or with high_random any row; the
+    subgoal w of the manager is k steps ahead or at the goal, that of the worker k steps ahead.
+    The worker's rows (s_low, a, ...) are the same rows i unless some actions are hidden.
+    """
+    obs, valid, last = data.observations, data.valid, data.last
+    n = c.batch
+
+    def draw(rows):
+        return rows[rng.integers(len(rows), size=n)]
+
+    def policy_goals(i):
+        fin, u = last[i] - 1, rng.random(n)
+        goal = np.rint(np.minimum(i + 1, fin) * u + fin * (1 - u)).astype(int)
+        w = np.minimum(i + c.k, goal)
+        if c.high_random:
+            other = rng.random(n) < c.high_random
+            goal = np.where(other, draw(valid), goal)
+            w = np.where(other, np.minimum(i + c.k, fin), w)
+        return goal, w
+
+    i = draw(valid)
+    future = np.minimum(i + rng.geometric(1 - c.gamma, n), last[i] - 1)
+    u = rng.random(n)
+    goal = np.where(u < c.p_current, i, np.where(u < c.p_current + c.p_future, future, draw(valid)))
+    success = goal == i if c.success == "index" else (obs[goal] == obs[i]).all(-1)
+    goal_high, w_high = policy_goals(i)
+    j, goal_low = i, goal_high
+    if len(labelled) < len(valid):
+        j = draw(labelled)
+        goal_low = policy_goals(j)[0]
+    batch = {"s": obs[i], "s1": obs[i + 1], "g": obs[goal], "m": (~success).astype(np.float32),
+             "g_high": obs[goal_high], "w_high": obs[w_high],
+             "s_low": obs[j], "s1_low": obs[j + 1], "a": data.actions[j],
+             "w": obs[np.minimum(j + c.k, last[j] - 1)], "g_low": obs[goal_low]}
+    batch["r"] = -batch["m"]
+    return batch
+
+
+# ---------------------------------------------------------------------------------- networks
+
+
+def concat(*arrays):
+    """Arrays (B, .) side by side: [s; g]."""
+    return np.concatenate(arrays, axis=-1)
+
+
+def phi(params, s, g, c):
+    """Representation z (B, R) of g as seen from s, of length sqrt(R) [D8]; back(dz) -> grads."""
+    if c.subgoal == "none":
+        return g, lambda dz: {}
+    h, back_mlp = mlp(params["phi"], concat(s, g) if c.subgoal == "phi_sg" else g)
+    z, back_length = length_normalize({}, h)
+    return z, lambda dz: {"phi": back_mlp(back_length(dz)[0])[1]}
+
+
+def phi_value(params, s, g, c):
+    """phi as a constant, without the work for a derivative."""
+    if c.subgoal == "none":
+        return g
+    h = forward(params["phi"], concat(s, g) if c.subgoal == "phi_sg" else g)
+    return stop(length_normalize({}, h)[0])
+
+
+def value(p, *inputs):
+    """Both value heads (2, B) at inputs such as s, z; back(dv) -> (d last input, grads)."""
+    v, back_mlp = mlp(p, concat(*inputs))
+
+    def back(dv):
+        dx, grads = back_mlp(dv[..., None])
+        return dx[:, -inputs[-1].shape[-1]:], grads
+
+    return v[..., 0], back
+
+
+def value_value(p, *inputs):
+    """`value` as a constant, without the work for a derivative."""
+    return stop(forward(p, concat(*inputs)))[..., 0]
+
+
+def advantage(params, s, s2, g, c):
+    """A = V(s2, g) - V(s, g), mean of the online heads, constant [D4]; and phi([s; g])."""
+    both = np.concatenate([s, s2])              # one evaluation for both states
+    z = phi_value(params, both, np.concatenate([g, g]), c)
+    v = value_value(params["value"], both, z).mean(0)
+    return v[len(s):] - v[:len(s)], z[:len(s)]
+
+
+def awr(name, p, x, target, weight):
+    """-mean(weight log pi(target | x)) and its gradient; weight (B,) is constant.
+
+    pi: Gaussian with mean mlp(x) and std 1 or learned [D7]; categorical if target is integers.
+    """
+    output, back_mlp = mlp(p, x)
+    log_density = categorical_log_prob if target.dtype.kind == "i" else gaussian_log_prob
+    log_prob, back_density = log_density(p.get("std", {}), output, target)
+    d_output, d_std = back_density(-weight / len(x))
+    grads = back_mlp(d_output)[1]               # the gradient with respect to x is thrown away
+    info = {"weight": weight, "mean": output, "log_prob": log_prob}
+    return -(weight * log_prob).mean(), {name: {**grads, **({"std": d_std} if d_std else {})}}, info
+
+
+def awr_weight(alpha, adv):
+    """min(exp(alpha A), 100): the exponent is clipped, so that nothing overflows."""
+    return np.exp(np.minimum(alpha * adv, math.log(100)))
+
+
+# ------------------------------------------------------------------------------------- losses
+
+
+def value_loss(params, batch, c):
+    """Expectile regression of the action-free value, Eq. (4) [D1][D2][D3].
+
+    q_j = r + gamma m T_j(s', g),  A = r + gamma m min_j T_j(s', g) - mean_j T_j(s, g)
+    L_V = sum_j mean( |tau - 1(A < 0)| (q_j - V_j(s, phi(s, g)))^2 )
+    T: target network. s, s', g (B,S); r in {-1, 0} and m = -r (B,).
+    """
+    s, s1, g, r, m = (batch[name] for name in ("s", "s1", "g", "r", "m"))
+    z, back_phi = phi(params, s, g, c)
+    z1 = phi_value(params, s1, g, c)
+    v, back_v = value(params["value"], s, z)
+    t, t1 = value_value(params["target"], s, stop(z)), value_value(params["target"], s1, z1)
+    q = stop(r + c.gamma * m * t1)
+    adv = stop(r + c.gamma * m * t1.min(0) - t.mean(0))
+    weight = np.where(adv >= 0, c.expectile, 1 - c.expectile).astype(s.dtype)
+    error = q - v
+    dz, grads = back_v(-2 / len(s) * weight * error)
+    info = {"v": v, "target": t, "target_next": t1, "adv": adv, "phi": z}
+    return (weight * error * error).mean(-1).sum(), {"value": grads, **back_phi(dz)}, info
+
+
+def high_loss(params, batch, c):
+    """Manager by AWR, J_h (Eq. 6): A = V(w, g) - V(s, g), w the state k steps ahead.
+
+    L = -mean( min(exp(alpha A), 100) log pi_h(phi(s, w) | s, g) ), phi constant.
+    """
+    s, g, w = batch["s"], batch["g_high"], batch["w_high"]
+    adv, _ = advantage(params, s, w, g, c) if c.high_alpha else (np.zeros(len(s), s.dtype), None)
+    target = phi_value(params, s, w, c) if c.subgoal != "none" else w - s      # [D8]
+    loss, grads, info = awr("high", params["high"], concat(s, g), target,
+                            awr_weight(c.high_alpha, adv))
+    return loss, grads, {**info, "adv": adv, "target": target}
+
+
+def low_loss(params, batch, c):
+    """Worker by AWR, J_l (Eq. 7): A = V(s', w) - V(s, w), w the state k steps ahead.
+
+    L = -mean( min(exp(alpha A), 100) log pi_l(a | s, phi(s, w)) ), phi constant [D3].
+    """
+    s, s1, a, w = (batch[name] for name in ("s_low", "s1_low", "a", "w"))
+    adv, z = advantage(params, s, s1, w, c) if c.low_alpha else (np.zeros(len(s), s.dtype), w)
+    loss, grads, info = awr("low", params["low"], concat(s, z), a, awr_weight(c.low_alpha, adv))
+    return loss, grads, {**info, "adv": adv, "phi": z}
+
+
+def flat_loss(params, batch, c):
+    """One policy without hierarchy, Eq. (5): A = V(s', g) - V(s, g).
+
+    L = -mean( min(exp(alpha A), 100) log pi(a | s, g) ). alpha = 0 is behaviour cloning.
+    """
+    s, s1, a, g = (batch[name] for name in ("s_low", "s1_low", "a", "g_low"))
+    adv = advantage(params, s, s1, g, c)[0] if c.flat_alpha else np.zeros(len(s), s.dtype)
+    return awr("flat", params["flat"], concat(s, g), a, awr_weight(c.flat_alpha, adv))
+
+
+def gciql_loss(params, batch, c):
+    """V and Q of goal-conditioned IQL (Kostrikov et al. 2021, Eqs. 5 and 6); no phi.
+
+    L_V = mean( |tau - 1(A < 0)| A^2 ),  A = min_j T_j(s, a, g) - V(s, g)
+    L_Q = sum_j mean( (r + gamma m V(s', g) - Q_j(s, a, g))^2 ).   T: target of Q.
+    """
+    s, s1, g, r, m = (batch[name] for name in ("s", "s1", "g", "r", "m"))
+    a = vector(batch["a"])
+    v, back_v = value(params["v"], s, g)
+    q, back_q = value(params["q"], s, g, a)
+    adv = value_value(params["target"], s, g, a).min(0) - v
+    weight = np.where(adv.real >= 0, c.expectile, 1 - c.expectile).astype(s.dtype)
+    error = stop(r + c.gamma * m * value_value(params["v"], s1, g)) - q
+    loss = (weight * adv * adv).mean() + (error * error).mean(-1).sum()
+    grads = {"v": back_v(-2 / len(s) * weight * adv)[1], "q": back_q(-2 / len(s) * error)[1]}
+    return loss, grads, {"v": v, "adv": adv}
+
+
+def gciql_policy_loss(params, batch, c):
+    """AWR with A = min_j Q_j(s, a, g) - V(s, g) [D13]."""
+    s, g, a = batch["s"], batch["g_high"], vector(batch["a"])
+    adv = value_value(params["q"], s, g, a).min(0) - value_value(params["v"], s, g)
+    return awr("flat", params["flat"], concat(s, g), batch["a"], awr_weight(c.flat_alpha, adv))
+
+
+def vector(a):
+    """Actions as inputs of a network: grid actions (B,) one-hot (B, 5)."""
+    return np.eye(5, dtype=np.float32)[a] if a.ndim == 1 else a
+
+
+LOSSES = {"hiql": {"value": value_loss, "high": high_loss, "low": low_loss},
+          "flat": {"value": value_loss, "flat": flat_loss},
+          "gciql": {"value": gciql_loss, "flat": gciql_policy_loss},
+          "gcbc": {"flat": flat_loss},
+          "hgcbc": {"high": high_loss, "low": low_loss}}
+
+
+# ------------------------------------------------------------------------------------- update
+
+
+def init(c, env, rngs):
+    """Parameters of the agent's networks, float32; sizes from the environment."""
+    size = 2
+    R = size if c.subgoal == "none" else c.rep_dim
+    last = dict(last_scale=0.1)                         # policies start near their bias (C, O)
+
+    def policy(rng, n_in, n_out, gaussian):
+        p = init_mlp(rng, (n_in, *c.hidden, n_out), **last)
+        return {**p, "std": {"log_std": np.zeros(n_out, np.float32)}} \
+            if gaussian and c.std == "learned" else p
+
+    rng, params = rngs["init"], {}
+    if c.agent in ("hiql", "flat"):
+        if c.subgoal != "none":
+            n_in = 2 * size if c.subgoal == "phi_sg" else size
+            params["phi"] = init_mlp(rng, (n_in, *c.hidden, R), norm=True)
+        params["value"] = init_mlp(rng, (size + R, *c.hidden, 1), norm=True, ensemble=2)
+    if c.agent == "gciql":
+        params["v"] = init_mlp(rng, (2 * size, *c.hidden, 1), norm=True)
+        n_in = 2 * size + env.action_dim
+        params["q"] = init_mlp(rng, (n_in, *c.hidden, 1), norm=True, ensemble=2)
+    for online in {"value", "q"} & set(params):
+        params["target"] = tree_map(np.copy, params[online])
+    if c.agent in ("hiql", "hgcbc"):
+        params["high"] = policy(rng, 2 * size, R, True)
+        params["low"] = policy(rng, size + R, env.action_dim, not env.discrete)
+    if c.agent in ("flat", "gciql", "gcbc") or c.contrast:
+        params["flat"] = policy(rngs["flat"], 2 * size, env.action_dim, not env.discrete)
+    return params
+
+
+def update(params, optimiser, batch, c, losses, lr):
+    """One joint step on {name: loss function}; params and optimiser in place -> {name: loss}.
+
+    All gradients come before any change; the target moves towards the parameters before the
+    Adam step [D3].
+    """
+    values, grads = {}, {}
+    for name, loss in losses.items():
+        values[name], g, _ = loss(params, batch, c)
+        grads.update(g)
+    for online in {"value", "q"} & set(grads):
+        ema(params["target"], params[online], c.target_rate)
+    adam(params, grads, optimiser, lr)
+    return values
+
+
+# ------------------------------------------------------------------------------------- acting
+
+
+def subgoal(params, s, g, c):
+    """What the manager asks of the worker: its mean, scaled to length sqrt(R) [D10], or s + mean."""
+    z = forward(params["high"], concat(s, g))
+    return s + z if c.subgoal == "none" else length_normalize({}, z)[0]
+
+
+def actor(params, c, flat=False):
+    """act(s (N,2), g (N,2), t) -> actions: the deterministic policy at step t of N episodes."""
+    memory = {}
+
+    def act(s, g, t):
+        s, g = s.astype(np.float32), g.astype(np.float32)
+        if flat:
+            out = forward(params["flat"], concat(s, g))
+        else:
+            if t % c.requery == 0:
+                memory["z"] = subgoal(params, s, g, c)
+            out = forward(params["low"], concat(s, memory["z"]))
+        return out.argmax(-1) if c.env.startswith("grid") else np.clip(out, -1, 1)
+
+    return act
+
+
+def rollout(env, act, starts, goals, rng):
+    """N episodes in step, each ended by success or its time limit.
+
+    starts, goals (N,2) -> success (N,), steps (N,), paths (T+1, N, 2), which stand still after
+    the end of an episode.
+    """
+    s, limits = starts, env.limits(starts, goals)
+    success, steps, paths = np.zeros(len(s), bool), limits.copy(), [s]
+    for t in range(limits.max()):
+        moved = env.move(s, act(s, goals, t), rng)
+        live = ~success & (t < limits)
+        s = np.where(live[:, None], moved, s)
+        paths.append(s)
+        arrived = live & env.success(s, goals)
+        steps[arrived], success = t + 1, success | arrived
+        if (success | (t + 1 >= limits)).all():
+            break
+    return success, steps, np.array(paths)
+
+
+def evaluate(problem, params, at, flat=False):
+    """Success on the fixed tasks and on 200 random pairs far apart: (summary, paths by task).
+
+    Starts and goals depend on the seed and on `at`, the number of updates, alone: evaluation
+    takes nothing from the generators of training.
+    """
+    c, env = problem.config, problem.env
+    rng = np.random.default_rng([c.seed, at])
+    tasks = np.array(env.tasks).repeat(c.episodes, axis=0)          # (5 episodes, 2, 2) cells
+    pairs = env.random_pairs(rng, 200, min(env.far, env.distance.max()))
+    starts, goals = (env.place(np.concatenate([tasks[:, i], pairs[i]]), rng) for i in (0, 1))
+    success, steps, paths = rollout(env, actor(params, c, flat), starts, goals, rng)
+    n = len(tasks)
+    by_task = success[:n].reshape(len(env.tasks), -1)
+    summary = {"success": float(by_task.mean()), "success_per_task": by_task.mean(1).tolist(),
+               "success_worst_task": float(by_task.mean(1).min()),
+               "success_random": float(success[n:].mean()), "mean_steps": float(steps[:n].mean())}
+    return summary, (paths[:, :n].reshape(len(paths), len(env.tasks), -1, 2),
+                     goals[:n].reshape(len(env.tasks), -1, 2), by_task)
+
+
+def is_flat(c):
+    return c.agent in ("flat", "gciql", "gcbc")
+
+
+def evaluate_all(problem, params, at):
+    """`evaluate` of the agent and, if there is one, of the flat policy trained beside it."""
+    summary, _ = evaluate(problem, params, at, is_flat(problem.config))
+    if problem.config.contrast:
+        flat, _ = evaluate(problem, params, at, True)
+        summary.update({"flat_success": flat["success"], "flat_success_random":
+                        flat["success_random"], "flat_success_per_task": flat["success_per_task"]})
+    return summary
+
+
+# ------------------------------------------------------------------------------------ training
+
+
+def phases(c):
+    """[(first update, names of losses)]; joint: one phase, sequential: value, then policies."""
+    losses = dict(LOSSES[c.agent], **({"flat": flat_loss} if c.contrast else {}))
+    if c.schedule == "joint":
+        return [losses]
+    return [{k: f for k, f in losses.items() if (k == "value") == first} for first in (True, False)]
+
+
+def train(problem, run):
+    """Train, evaluate and save every c.eval_every updates; at the end summary and pictures."""
+    c, rngs, parts = problem.config, problem.rngs, phases(problem.config)
+    params = init(c, problem.env, rngs)
+    optimiser = adam_init({name: p for name, p in params.items() if name != "target"})
+    start, total = 0, c.steps * len(parts)
+    if run.restored:
+        params, optimiser = run.restored["params"], run.restored["optimiser"]
+        start = int(run.restored["update"])
+        run.restore(rngs)
+    else:
+        sizes = {name: sum(x.size for x in nets.flatten(p).values()) for name, p in params.items()}
+        print(f"{c.env}, {c.agent}, seed {c.seed}: {total} updates of batch {c.batch}; "
+              f"{len(problem.data.valid)} transitions; parameters "
+              + ", ".join(f"{name} {n}" for name, n in sizes.items()), flush=True)
+    last = run.logs["eval"][-1] if run.logs["eval"] else {}
+    for u in range(start, total):
+        losses, at = parts[u // c.steps], u % c.steps
+        lr = c.lr * min(1, 2 * (1 - at / c.steps)) if c.decay else c.lr
+        batch = sample(problem.data, problem.labelled, rngs["batch"], c)
+        values = update(params, optimiser, batch, c, losses, lr)
+        for name, x in values.items():
+            if not np.isfinite(x):
+                raise FloatingPointError(f"the {name} loss became {x} at update {u + 1}")
+        done = u + 1
+        if done % 100 == 0:
+            run.log("train", {"update": done, **{f"{k}_loss": float(x) for k, x in values.items()},
+                              "seconds": run.seconds()})
+        if done % c.eval_every == 0 or done == total:
+            last = {"update": done, **evaluate_all(problem, params, done),
+                    "seconds": run.seconds()}
+            run.log("eval", last)
+        if done % c.eval_every == 0 or done == total or run.stop:
+            run.save(done, {"params": params, "optimiser": optimiser}, rngs)
+        if done % 20 == 0 or done == total:
+            success = f"success {float(last['success']):.2f}" if last else "success -"
+            run.progress(done, total, " ".join(f"{k} {x:.3g}" for k, x in values.items())
+                         + f"  {success}")
+    draw(problem, params, run)
+    run.finish(summarise(problem, last, total, run.seconds()))
+
+
+def summarise(problem, last, updates, seconds):
+    c = problem.config
+    return {"env": c.env, "agent": c.agent, "seed": c.seed, "updates": updates,
+            **{k: v for k, v in last.items() if k not in ("update", "seconds")},
+            "episodes": c.episodes * len(problem.env.tasks), "train_seconds": round(seconds, 1)}
+
+
+def evaluate_checkpoint(problem, tree):
+    """The summary of a saved run: the same starts and goals as at the end of training."""
+    at = int(tree["update"])
+    return summarise(problem, evaluate_all(problem, tree["params"], at), at, float(tree["seconds"]))
+
+
+def draw(problem, params, run):
+    pass
+
+
+if __name__ == "__main__":
+    experiment.main(Config, __doc__.split("\n\n")[0], resolve, prepare, train,
+                    evaluate_checkpoint)

@@ -1,0 +1,412 @@
+"""Layers that return their own derivative; Adam, EMA and parameter trees. NumPy only.
+
+Every layer is a pure function
+    y, back = layer(params, x)          dx, grads = back(dy)
+where dy is dL/dy and grads has the keys of params. Nothing is kept outside the closure, so one
+set of parameters can be evaluated many times within one update, and a gradient that shall not
+flow is a value that is visibly thrown away. Call every `back` before an optimiser step: the
+closures hold the parameter arrays themselves, and `adam` writes to them in place.
+
+Shapes: B batch, I inputs, O outputs, E ensemble members. A parameter with a leading axis E makes
+an ensemble: x (B,I) or (E,B,I) -> y (E,B,O). Layers compute in the dtype of their arguments:
+float32, float64, or complex128, in which `derivative_error` checks them by the complex step
+(analytic code only: no abs, no conjugate, comparisons on the real part).
+
+    python nets.py      checks and prints the derivative of every layer
+"""
+
+import os
+
+# Small products are far slower on several BLAS threads than on one. BLAS reads these variables
+# when numpy is first imported, so a program imports this module before numpy.
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import ctypes
+import math
+import zipfile
+
+import numpy as np
+
+
+def _keep_freed_memory():
+    """Tell glibc to reuse the memory of large temporaries instead of returning it to the kernel.
+
+    Page faults on fresh temporaries otherwise cost as much time as the arithmetic. Absent
+    outside Linux with glibc, where nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(-3, 1 << 30)        # M_MMAP_THRESHOLD
+    mallopt(-1, 2**31 - 1)      # M_TRIM_THRESHOLD
+    mallopt(-2, 1 << 26)        # M_TOP_PAD
+
+
+_keep_freed_memory()
+
+# ------------------------------------------------------------------------------------- layers
+
+
+def stop(x):
+    """Stop-gradient: x as a constant. In a complex step the imaginary part is the derivative."""
+    return x.real
+
+
+def linear(p, x):
+    """y = x W + b.   W (I,O) or (E,I,O), b (O,) or (E,O)."""
+    w, b = p["W"], p["b"]
+    y = x @ w
+    y += b[..., None, :]
+
+    def back(dy):
+        dx = dy @ w.swapaxes(-1, -2)
+        if dx.ndim > x.ndim:            # x was shared by the members of the ensemble
+            dx = dx.sum(0)
+        return dx, {"W": x.swapaxes(-1, -2) @ dy, "b": dy.sum(-2)}
+
+    return y, back
+
+
+def relu(p, x):
+    """y = max(x, 0); the derivative at 0 is 0."""
+    on = x.real > 0
+    return x * on, lambda dy: (dy * on, {})
+
+
+def tanh(p, x):
+    """y = tanh(x)."""
+    y = np.tanh(x)
+    return y, lambda dy: (dy * (1 - y * y), {})
+
+
+_C, _A = math.sqrt(2 / math.pi), 0.044715
+
+
+def gelu(p, x):
+    """y = x/2 (1 + tanh u),  u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form, flax's default."""
+    t = _one_plus_tanh(x, np.empty_like(x))
+    y = x * t
+    y *= 0.5
+
+    def back(dy):                       # dy/dx = t/2 + x t (2 - t) u'/2
+        dx = x * x
+        dx *= 1.5 * _C * _A
+        dx += 0.5 * _C                  # u'/2
+        dx *= x
+        s = 2 - t
+        s *= t
+        dx *= s
+        np.multiply(t, 0.5, out=s)
+        dx += s
+        dx *= dy
+        return dx, {}
+
+    return y, back
+
+
+def _one_plus_tanh(x, out):
+    """1 + tanh u of `gelu`, written to out; in place, since each pass over memory costs."""
+    np.multiply(x, x, out=out)
+    out *= _C * _A
+    out += _C
+    out *= x
+    np.tanh(out, out=out)
+    out += 1
+    return out
+
+
+_EPSILON = 1e-6                         # flax's default
+
+
+def layer_norm(p, x):
+    """y = (x - mean) / sqrt(var + epsilon) * scale + shift over the last axis."""
+    scale, shift = p["scale"][..., None, :], p["shift"][..., None, :]
+    average = np.full(x.shape[-1], 1 / x.shape[-1], x.dtype)    # a product is the fastest mean
+    xhat = x - (x @ average)[..., None]
+    var = np.einsum("...i,...i->...", xhat, xhat)[..., None] / x.shape[-1]
+    rstd = 1 / np.sqrt(var + _EPSILON)
+    xhat *= rstd
+    y = xhat * scale
+    y += shift
+
+    def back(dy):
+        dscale = np.einsum("...bi,...bi->...i", dy, xhat)
+        dx = dy * scale                                         # = dL/dxhat
+        along = np.einsum("...i,...i->...", dx, xhat)[..., None] / x.shape[-1]
+        dx -= (dx @ average)[..., None]
+        dx -= xhat * along
+        dx *= rstd
+        return dx, {"scale": dscale, "shift": dy.sum(-2)}
+
+    return y, back
+
+
+def length_normalize(p, x):
+    """y = sqrt(d) x / |x|, d the size of the last axis; no epsilon, as both HIQL code bases."""
+    norm = np.sqrt(np.einsum("...i,...i->...", x, x))[..., None]
+    y = x * (math.sqrt(x.shape[-1]) / norm)
+
+    def back(dy):                       # the part of dy along x is lost
+        along = np.einsum("...i,...i->...", dy, y)[..., None] / x.shape[-1]
+        return (dy - y * along) * (math.sqrt(x.shape[-1]) / norm), {}
+
+    return y, back
+
+
+def mlp(p, x, activation=gelu):
+    """Dense -> activation -> LayerNorm (only where p has one), ..., Dense.   (B,I) -> (B,O)."""
+    backs, depth = [], sum(name.startswith("dense") for name in p)
+    for i in range(depth):
+        x, back = linear(p[f"dense{i}"], x)
+        backs.append((f"dense{i}", back))
+        if i < depth - 1:
+            x, back = activation({}, x)
+            backs.append((None, back))
+            if f"norm{i}" in p:
+                x, back = layer_norm(p[f"norm{i}"], x)
+                backs.append((f"norm{i}", back))
+
+    def back(dy):
+        grads = {}
+        for name, back_i in reversed(backs):
+            dy, g = back_i(dy)
+            if name:
+                grads[name] = g
+        return dy, grads
+
+    return x, back
+
+
+def forward(p, x):
+    """mlp(p, x)[0] with GELU, faster: nothing is kept for a derivative.
+
+    GELU is computed in place. LayerNorm is folded into the layer that follows it:
+        LN(h) W + b = rstd (h W') + (shift W + b),   W' = scale W less its column means,
+    since the column means of scale W see nothing but the mean of h.
+    """
+    depth, spare, rstd = sum(name.startswith("dense") for name in p), None, None
+    for i in range(depth):
+        w, b = p[f"dense{i}"]["W"], p[f"dense{i}"]["b"][..., None, :]
+        if rstd is None:
+            x = x @ w
+        else:
+            norm = p[f"norm{i - 1}"]
+            b = b + norm["shift"][..., None, :] @ w
+            w = norm["scale"][..., None] * w
+            w -= w.mean(-2, keepdims=True)
+            x = x @ w
+            x *= rstd
+        x += b
+        if i < depth - 1:
+            spare = np.empty_like(x) if spare is None or spare.shape != x.shape else spare
+            x *= _one_plus_tanh(x, spare)
+            x *= 0.5
+            if f"norm{i}" in p:
+                mean = x @ np.full(x.shape[-1], 1 / x.shape[-1], x.dtype)
+                var = np.einsum("...i,...i->...", x, x) / x.shape[-1] - mean * mean
+                rstd = (1 / np.sqrt(np.maximum(var, 0) + _EPSILON))[..., None]
+    return x
+
+
+# ------------------------------------------------------------------- log-densities of policies
+
+
+def gaussian_log_prob(p, mean, x):
+    """log N(x; mean, std^2 I), summed over the last axis: mean, x (B,d) -> (B,).
+
+    std = 1 if p is empty, else exp(p["log_std"]) with log_std (d,), the same in every state.
+    Derivative with respect to the mean and log_std; x is data.
+    """
+    log_std = p.get("log_std", np.zeros(mean.shape[-1], mean.dtype))
+    z = (x - mean) * np.exp(-log_std)
+    log_prob = -0.5 * (z * z).sum(-1) - log_std.sum() - 0.5 * x.shape[-1] * math.log(2 * math.pi)
+
+    def back(dy):
+        dmean = dy[..., None] * z * np.exp(-log_std)
+        return dmean, {"log_std": (dy[..., None] * (z * z - 1)).sum(0)} if p else {}
+
+    return log_prob, back
+
+
+def categorical_log_prob(p, logits, a):
+    """log softmax(logits)[a]: logits (B,A), a (B,) integers -> (B,)."""
+    rows = np.arange(len(a))
+    shifted = logits - logits.real.max(-1, keepdims=True)
+    exp = np.exp(shifted)
+    total = exp.sum(-1, keepdims=True)
+    log_prob = shifted[rows, a] - np.log(total[:, 0])
+
+    def back(dy):
+        dlogits = -exp / total
+        dlogits[rows, a] += 1
+        return dlogits * dy[:, None], {}
+
+    return log_prob, back
+
+
+# --------------------------------------------------------------------------------- parameters
+
+
+def init_mlp(rng, sizes, norm=False, ensemble=0, last_scale=1.0, dtype=np.float32):
+    """Parameters of `mlp` for layer sizes (I, hidden, ..., O).
+
+    Weights U(-a, a) with a = sqrt(6 / (in + out)) (Glorot), the last layer's times last_scale;
+    biases and LayerNorm shifts 0, scales 1. ensemble > 0 adds a leading axis of that size.
+    """
+    lead = (ensemble,) if ensemble else ()
+    p, last = {}, len(sizes) - 2
+    for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:])):
+        limit = np.sqrt(6 / (n_in + n_out)) * (last_scale if i == last else 1)
+        w = rng.uniform(-limit, limit, lead + (n_in, n_out)).astype(dtype)
+        p[f"dense{i}"] = {"W": w, "b": np.zeros(lead + (n_out,), dtype)}
+        if norm and i < last:
+            p[f"norm{i}"] = {"scale": np.ones(lead + (n_out,), dtype),
+                             "shift": np.zeros(lead + (n_out,), dtype)}
+    return p
+
+
+def flatten(tree, prefix=""):
+    """Nested dict of arrays -> flat dict {"a/b/c": array}; the arrays themselves, not copies."""
+    flat = {}
+    for name, x in tree.items():
+        flat.update(flatten(x, f"{prefix}{name}/") if isinstance(x, dict) else {prefix + name: x})
+    return flat
+
+
+def unflatten(flat):
+    """Inverse of `flatten` (empty dicts aside)."""
+    tree = {}
+    for path, x in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = x
+    return tree
+
+
+def tree_map(f, tree):
+    """f applied to every array of a nested dict."""
+    return {k: tree_map(f, x) if isinstance(x, dict) else f(x) for k, x in tree.items()}
+
+
+def save_tree(path, tree):
+    """Write a nested dict of arrays as npz; under a temporary name first, then renamed."""
+    with open(f"{path}.tmp", "wb") as file:
+        np.savez(file, **flatten(tree))
+    os.replace(f"{path}.tmp", path)
+
+
+def load_tree(path):
+    """Read what `save_tree` wrote. ValueError if it is no npz of plain arrays; no unpickling."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return unflatten({name: file[name] for name in file.files})
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as e:
+        raise ValueError(f"{path} is not an npz file of plain arrays ({e})") from None
+
+
+# --------------------------------------------------------------------------------- optimisers
+
+
+def adam_init(params):
+    """Adam's state for a tree of parameters: step count and raw first and second moments."""
+    return {"count": np.zeros((), np.int64), "m": tree_map(np.zeros_like, params),
+            "v": tree_map(np.zeros_like, params)}
+
+
+def adam(params, grads, state, lr, b1=0.9, b2=0.999, eps=1e-8):
+    """One Adam step (Kingma & Ba 2015, Algorithm 1), in place on params and state.
+
+    grads may lack whole networks of params: those stay as they are, moments included.
+    """
+    state["count"] += 1
+    t = int(state["count"])
+    root = np.sqrt(1 - b2**t)
+    rate, eps = float(lr * root / (1 - b1**t)), float(eps * root)   # both bias corrections
+    flat, ms, vs = flatten(params), flatten(state["m"]), flatten(state["v"])
+    for name, g in flatten(grads).items():
+        m, v = ms[name], vs[name]
+        u = g - m
+        u *= 1 - b1
+        m += u
+        np.multiply(g, g, out=u)
+        u -= v
+        u *= 1 - b2
+        v += u
+        np.sqrt(v, out=u)
+        u += eps
+        np.divide(m, u, out=u)
+        u *= rate
+        flat[name] -= u
+
+
+def ema(target, params, rate):
+    """target <- (1 - rate) target + rate params, in place."""
+    source = flatten(params)
+    for name, x in flatten(target).items():
+        u = source[name] - x
+        u *= rate
+        x += u
+
+
+# -------------------------------------------------------------------------- derivative checks
+
+
+def derivative_error(f, tree, grads):
+    """Largest relative error of analytic derivatives against the complex step.
+
+    f maps a tree of arrays to a scalar; grads holds df/dx for some arrays of that tree. The
+    complex step Im f(x + ih)/h with h = 1e-30 has no cancellation: it is exact to rounding.
+    Error of an array: max|a - b| / max(max|b|, 1e-3). Returns {name: error}.
+    """
+    flat = {k: x.astype(complex) if x.dtype.kind == "f" else x for k, x in flatten(tree).items()}
+    tree, errors = unflatten(flat), {}
+    for name, a in flatten(grads).items():
+        b = np.zeros(a.shape)
+        for i in np.ndindex(*a.shape):
+            flat[name][i] += 1e-30j
+            b[i] = np.imag(f(tree)) / 1e-30
+            flat[name][i] -= 1e-30j
+        errors[name] = float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-3))
+    return errors
+
+
+def layer_errors(seed=0):
+    """{layer: {parameter or "x": error}} for every layer, on random float64 arguments."""
+    rng = np.random.default_rng(seed)
+    x, wide = rng.normal(size=(5, 4)), rng.normal(size=(2, 5, 4))
+    twin = tree_map(lambda w: w + 0.1 * rng.normal(size=w.shape),
+                    init_mlp(rng, (4, 6, 6, 3), norm=True, ensemble=2, dtype=float))
+    norm = {"scale": rng.normal(size=4), "shift": rng.normal(size=4)}
+    target, a = rng.normal(size=(5, 4)), rng.integers(4, size=5)
+    cases = {
+        "linear": (linear, {"W": rng.normal(size=(4, 3)), "b": rng.normal(size=3)}, x),
+        "linear, twin on shared x": (linear, twin["dense0"], x),
+        "linear, twin": (linear, twin["dense0"], wide),
+        "layer_norm": (layer_norm, norm, x),
+        "gelu": (gelu, {}, x), "relu": (relu, {}, x), "tanh": (tanh, {}, x),
+        "length_normalize": (length_normalize, {}, x),
+        "mlp, twin, gelu, layer_norm": (mlp, twin, x),
+        "gaussian, std 1": (lambda p, x: gaussian_log_prob(p, x, target), {}, x),
+        "gaussian, learned std": (lambda p, x: gaussian_log_prob(p, x, target),
+                                  {"log_std": rng.normal(size=4)}, x),
+        "categorical": (lambda p, x: categorical_log_prob(p, x, a), {}, x),
+    }
+    errors = {}
+    for name, (layer, p, x) in cases.items():
+        y, back = layer(p, x)
+        dy = rng.normal(size=y.shape)                           # a random direction of output
+        dx, grads = back(dy)
+        errors[name] = derivative_error(
+            lambda tree: (dy * layer(tree.get("p", {}), tree["x"])[0]).sum(),
+            {"p": p, "x": x}, {"p": grads, "x": dx})
+    return errors
+
+
+if __name__ == "__main__":
+    print("layer: largest relative error of the analytic derivative against the complex step")
+    for name, errors in layer_errors().items():
+        print(f"{name:30s} {max(errors.values()):.1e}   ({', '.join(errors)})")
