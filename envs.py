@@ -247,7 +247,11 @@ class GridWorld(Maze):
         return (np.rint(s) == np.rint(g)).all(-1)
 
     def limits(self, s, g):
-        return 4 * np.maximum(self.distance[self.number(s), self.number(g)], 1)
+        return 4 * np.maximum(self.path_length(s, g), 1)
+
+    def path_length(self, s, g):
+        """Length (N,) of the shortest path from s to g, in steps."""
+        return self.distance[self.number(s), self.number(g)]
 
 
 class PointMaze(Maze):
@@ -334,10 +338,13 @@ class PointMaze(Maze):
         return np.full(len(s), self.time_limit)
 
     def path_length(self, s, g):
-        """Length (N,) of the path from s to g through the centres of the cells between them."""
+        """Length (N,) of the path from s to g through the centres of cells.
+
+        It goes to the goal itself from the goal's and adjacent cells, else to its cell's centre.
+        """
         i, j = self.number(s), self.number(g)
         step = self.next_cell[i, j]
-        aim = np.where((i == j)[:, None], g, self.centre(self.cells[step]))
+        aim = np.where((step == j)[:, None], g, self.centre(self.cells[step]))
         return np.sqrt(((s - aim) ** 2).sum(-1)) + self.side * self.distance[step, j]
 
 
@@ -426,11 +433,9 @@ def load_dataset(path):
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
             arrays = {key: file[key] for key in ("observations", "actions", "terminals")
                       if key in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile) as e:
+    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(f"{path} is not an npz file of plain arrays ({e})") from None
     if missing := {"observations", "actions", "terminals"} - set(arrays):
         raise ValueError(f"{path} has no {', '.join(sorted(missing))}; a data set has "
@@ -673,6 +678,16 @@ def draw_tasks(ax, env):
         ax.text(x, y, str(number + 1), color=f"C{number}", weight="bold", ha="center",
                 va="center", zorder=4)
     ax.set_title(f"{env.name}\n{len(env.cells)} free cells", fontsize=9)
+
+
+def draw_paths(ax, env, paths, goals, success):
+    """Episodes from above: paths (T, N, 2), goals (N, 2), success (N,); failures in red."""
+    draw_maze(ax, env)
+    for i in np.argsort(~success)[::-1]:                        # failures on top
+        ax.plot(*plot_xy(env, paths[:, i]), lw=0.8, alpha=0.7, color="C0" if success[i] else "C3")
+    ax.plot(*plot_xy(env, paths[0]), "k.", ms=3)
+    ax.plot(*plot_xy(env, goals), "*", color="C1", ms=6)
+    ax.set_title(f"{success.mean():.0%}", fontsize=9)
 
 
 def save_figure(figure, path):

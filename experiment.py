@@ -67,15 +67,15 @@ class _Parser(argparse.ArgumentParser):
         refuse(message, self.prog)
 
 
-def refuse(message, prog=os.path.basename(sys.argv[0])):
+def refuse(message, prog=None):
     """One line on what was wrong, exit code 2."""
-    print(f"{prog}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"{prog or os.path.basename(sys.argv[0])}: error: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(2)
 
 
 def parser(config_class, description):
     """Flags from the fields of a config dataclass; a flag that is not given is not in the result."""
-    p = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+    p = _Parser(prog=os.path.basename(sys.argv[0]), description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
                 formatter_class=argparse.RawDescriptionHelpFormatter)
     group = p.add_argument_group("this run")
     group.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/...)")

@@ -37,10 +37,11 @@ ogbench, impls/agents/hiql.py) differ, what is done here, and why:
  D10 The manager is asked at every step (C, O), not every k (`--requery`); its mean is scaled to
      length sqrt(R) before the worker sees it, actions are the mean, clipped.
  D11 AWR weights min(exp(alpha A), 100): as C, O, with the exponent clipped lest float32 overflow.
- D12 Sizes: C, O train 512x3 with batches of 1024 for 10^6 steps. Here 128x3 and 256, Adam 5e-4
-     (C, O: 3e-4) that falls linearly to 0 over the second half, target rate 0.01 (0.005).
+ D12 Sizes: C, O train 512x3 with batches of 1024 for 10^6 steps. Here 128x3 and 256, Adam 2e-3
+     (C, O: 3e-4) that falls linearly to 0 over the second half, target rate 0.1 (0.005).
  D13 `gciql` extracts its policy by AWR as IQL (Kostrikov et al. 2021); O's published GCIQL by
      DDPG+BC.
+ D14 Initialisation of first layers: see `init`. C, O: Glorot, biases 0. `--kinks zero`.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -71,14 +72,14 @@ class Config:
     agent: str = option("hiql", "hiql; flat: one policy on the same value; gciql; gcbc, hgcbc: "
                         "behaviour cloning, flat and hierarchical", AGENTS)
     seed: int = option(0, "seed of everything random, the collected data included")
-    steps: int = option(10_000, "updates")
+    steps: int = option(5000, "updates")
     batch: int = option(256, "batch size (C, O: 1024)")
     hidden: tuple = option((128, 128, 128), "hidden layers of every network (O: 512,512,512)")
-    lr: float = option(5e-4, "Adam's learning rate (C, O: 3e-4)")
+    lr: float = option(2e-3, "Adam's learning rate (C, O: 3e-4)")
     decay: bool = option(True, "learning rate falls linearly to 0 over the second half [D12]")
     gamma: float = option(0.98, "discount (C, O: 0.99)")
     expectile: float = option(0.7, "tau of Eq. (4) (C, O: 0.7)")
-    target_rate: float = option(0.01, "EMA rate of the target network (C, O: 0.005)")
+    target_rate: float = option(0.1, "EMA rate of the target network (C, O: 0.005)")
     k: int = option(8, "subgoal steps (C, O: 25 on ant and point mazes)")
     high_alpha: float = option(3.0, "inverse temperature of the manager's AWR (O: 3, C: 1)")
     low_alpha: float = option(3.0, "inverse temperature of the worker's AWR (O: 3, C: 1)")
@@ -94,11 +95,13 @@ class Config:
     p_future: float = option(0.5, "value goals: geometric future (C, O)")
     p_random: float = option(0.3, "value goals: random (C, O)")
     high_random: float = option(0.0, "policy goals: fraction of random ones (O: 0, stitch 0.5)")
+    kinks: str = option("data", "first-layer biases: units bend at data points, or at zero [D14]",
+                        ("data", "zero"))
     success: str = option("index", "when a goal counts as reached in the data [D5]",
                           ("index", "state"))
     contrast: bool = option(True, "hiql also trains a flat policy on its value, to compare")
     episodes: int = option(20, "evaluation episodes for each task (O: 50)")
-    eval_every: int = option(2000, "updates between evaluations and checkpoints")
+    eval_every: int = option(1000, "updates between evaluations and checkpoints")
 
 
 DEFAULTS = {                            # what an environment changes, by the start of its name
@@ -287,7 +290,7 @@ def awr(name, p, x, target, weight):
 
 
 def awr_weight(alpha, adv):
-    """min(exp(alpha A), 100): the exponent is clipped, so that nothing overflows."""
+    """min(exp(alpha A), 100), by clipping the exponent: nothing overflows [D11]."""
     return np.exp(np.minimum(alpha * adv, math.log(100)))
 
 
@@ -306,12 +309,13 @@ def value_loss(params, batch, c):
     z1 = phi_value(params, s1, g, c)
     v, back_v = value(params["value"], s, z)
     t, t1 = value_value(params["target"], s, stop(z)), value_value(params["target"], s1, z1)
-    q = stop(r + c.gamma * m * t1)
-    adv = stop(r + c.gamma * m * t1.min(0) - t.mean(0))
+    q = r + c.gamma * m * t1
+    q_min = r + c.gamma * m * t1.min(0)
+    adv = q_min - t.mean(0)
     weight = np.where(adv >= 0, c.expectile, 1 - c.expectile).astype(s.dtype)
     error = q - v
     dz, grads = back_v(-2 / len(s) * weight * error)
-    info = {"v": v, "target": t, "target_next": t1, "adv": adv, "phi": z}
+    info = {"v": v, "target": t, "target_next": t1, "q": q_min, "adv": adv, "phi": z}
     return (weight * error * error).mean(-1).sum(), {"value": grads, **back_phi(dz)}, info
 
 
@@ -389,38 +393,53 @@ LOSSES = {"hiql": {"value": value_loss, "high": high_loss, "low": low_loss},
 # ------------------------------------------------------------------------------------- update
 
 
-def init(c, env, rngs):
-    """Parameters of the agent's networks, float32; sizes from the environment."""
-    size = 2
-    R = size if c.subgoal == "none" else c.rep_dim
-    last = dict(last_scale=0.1)                         # policies start near their bias (C, O)
+def init(c, env, data, rngs):
+    """Parameters of the agent's networks, float32.
 
-    def policy(rng, n_in, n_out, gaussian):
-        p = init_mlp(rng, (n_in, *c.hidden, n_out), **last)
-        return {**p, "std": {"log_std": np.zeros(n_out, np.float32)}} \
-            if gaussian and c.std == "learned" else p
+    Glorot-uniform; policies' last layers times 0.1 (C, O). First layers [D14]: twice Glorot, and
+    biases b = -x0 W with a random state of the data for each state in x0 and 0 for the rest, a
+    draw for each unit: units then bend inside the maze, not all of them at its corner (0, 0).
+    """
+    size = data.observations.shape[-1]
+    R = size if c.subgoal == "none" else c.rep_dim
+    sizes = {"s": size, "g": size, "z": R, "a": env.action_dim}
+    states = "sgz" if c.subgoal == "none" else "sg"
+
+    def net(rng, inputs, n_out, **kind):
+        p = init_mlp(rng, (sum(sizes[x] for x in inputs), *c.hidden, n_out), **kind)
+        w = p["dense0"]["W"]                                    # (I, H) or (2, I, H)
+        if c.kinks == "data":
+            units = w.shape[:-2] + w.shape[-1:]
+            x0 = [data.observations[rng.choice(data.valid, units)] if x in states
+                  else np.zeros(units + (sizes[x],), np.float32) for x in inputs]
+            w *= 2
+            p["dense0"]["b"][:] = -np.einsum("...ih,...hi->...h", w, concat(*x0))
+        return p
+
+    def policy(rng, inputs, n_out, gaussian):
+        std = {"std": {"log_std": np.zeros(n_out, np.float32)}}
+        return {**net(rng, inputs, n_out, last_scale=0.1),
+                **(std if gaussian and c.std == "learned" else {})}
 
     rng, params = rngs["init"], {}
     if c.agent in ("hiql", "flat"):
         if c.subgoal != "none":
-            n_in = 2 * size if c.subgoal == "phi_sg" else size
-            params["phi"] = init_mlp(rng, (n_in, *c.hidden, R), norm=True)
-        params["value"] = init_mlp(rng, (size + R, *c.hidden, 1), norm=True, ensemble=2)
+            params["phi"] = net(rng, "sg" if c.subgoal == "phi_sg" else "g", R, norm=True)
+        params["value"] = net(rng, "sz", 1, norm=True, ensemble=2)
     if c.agent == "gciql":
-        params["v"] = init_mlp(rng, (2 * size, *c.hidden, 1), norm=True)
-        n_in = 2 * size + env.action_dim
-        params["q"] = init_mlp(rng, (n_in, *c.hidden, 1), norm=True, ensemble=2)
+        params["v"] = net(rng, "sg", 1, norm=True)
+        params["q"] = net(rng, "sga", 1, norm=True, ensemble=2)
     for online in {"value", "q"} & set(params):
         params["target"] = tree_map(np.copy, params[online])
     if c.agent in ("hiql", "hgcbc"):
-        params["high"] = policy(rng, 2 * size, R, True)
-        params["low"] = policy(rng, size + R, env.action_dim, not env.discrete)
+        params["high"] = policy(rng, "sg", R, True)
+        params["low"] = policy(rng, "sz", env.action_dim, not env.discrete)
     if c.agent in ("flat", "gciql", "gcbc") or c.contrast:
-        params["flat"] = policy(rngs["flat"], 2 * size, env.action_dim, not env.discrete)
+        params["flat"] = policy(rngs["flat"], "sg", env.action_dim, not env.discrete)
     return params
 
 
-def update(params, optimiser, batch, c, losses, lr):
+def update(params, optimiser, batch, c, losses, lr, **betas):
     """One joint step on {name: loss function}; params and optimiser in place -> {name: loss}.
 
     All gradients come before any change; the target moves towards the parameters before the
@@ -432,7 +451,7 @@ def update(params, optimiser, batch, c, losses, lr):
         grads.update(g)
     for online in {"value", "q"} & set(grads):
         ema(params["target"], params[online], c.target_rate)
-    adam(params, grads, optimiser, lr)
+    adam(params, grads, optimiser, lr, **betas)
     return values
 
 
@@ -447,16 +466,14 @@ def subgoal(params, s, g, c):
 
 def actor(params, c, flat=False):
     """act(s (N,2), g (N,2), t) -> actions: the deterministic policy at step t of N episodes."""
-    memory = {}
+    net, memory = params["flat" if flat else "low"], {}
+    dtype = net["dense0"]["W"].dtype
 
     def act(s, g, t):
-        s, g = s.astype(np.float32), g.astype(np.float32)
-        if flat:
-            out = forward(params["flat"], concat(s, g))
-        else:
-            if t % c.requery == 0:
-                memory["z"] = subgoal(params, s, g, c)
-            out = forward(params["low"], concat(s, memory["z"]))
+        s, g = s.astype(dtype), g.astype(dtype)
+        if not flat and t % c.requery == 0:
+            memory["z"] = subgoal(params, s, g, c)
+        out = forward(net, concat(s, g if flat else memory["z"]))
         return out.argmax(-1) if c.env.startswith("grid") else np.clip(out, -1, 1)
 
     return act
@@ -531,7 +548,7 @@ def phases(c):
 def train(problem, run):
     """Train, evaluate and save every c.eval_every updates; at the end summary and pictures."""
     c, rngs, parts = problem.config, problem.rngs, phases(problem.config)
-    params = init(c, problem.env, rngs)
+    params = init(c, problem.env, problem.data, rngs)
     optimiser = adam_init({name: p for name, p in params.items() if name != "target"})
     start, total = 0, c.steps * len(parts)
     if run.restored:
@@ -548,12 +565,13 @@ def train(problem, run):
         losses, at = parts[u // c.steps], u % c.steps
         lr = c.lr * min(1, 2 * (1 - at / c.steps)) if c.decay else c.lr
         batch = sample(problem.data, problem.labelled, rngs["batch"], c)
-        values = update(params, optimiser, batch, c, losses, lr)
+        with np.errstate(over="ignore", invalid="ignore"):      # the next lines look at it
+            values = update(params, optimiser, batch, c, losses, lr)
         for name, x in values.items():
             if not np.isfinite(x):
                 raise FloatingPointError(f"the {name} loss became {x} at update {u + 1}")
         done = u + 1
-        if done % 100 == 0:
+        if done % 100 == 0 or done == 1:
             run.log("train", {"update": done, **{f"{k}_loss": float(x) for k, x in values.items()},
                               "seconds": run.seconds()})
         if done % c.eval_every == 0 or done == total:
@@ -583,10 +601,113 @@ def evaluate_checkpoint(problem, tree):
     return summarise(problem, evaluate_all(problem, tree["params"], at), at, float(tree["seconds"]))
 
 
+# ------------------------------------------------------------------------------------ pictures
+
+
+def mean_value(params, s, g, c):
+    """V(s, g), mean of the two heads: s, g (N,2) -> (N,)."""
+    s, g = s.astype(np.float32), g.astype(np.float32)
+    return value_value(params["value"], s, phi_value(params, s, g, c)).mean(0)
+
+
 def draw(problem, params, run):
-    pass
+    """The pictures of a run: trajectories, learning curve; hiql and flat: value; hiql: why."""
+    c, env = problem.config, problem.env
+    at = c.steps * len(phases(c))
+    shown = {c.agent: evaluate(problem, params, at, is_flat(c))[1]}
+    if c.contrast:
+        shown["flat, same value"] = evaluate(problem, params, at, True)[1]
+    figure, axes = envs.plt.subplots(len(shown), len(env.tasks), squeeze=False, figsize=(
+        2.2 * len(env.tasks), 2.4 * len(shown)))
+    for row, (name, (paths, goals, success)) in zip(axes, shown.items()):
+        for i, ax in enumerate(row):
+            envs.draw_paths(ax, env, paths[:, i], goals[i], success[i])
+            ax.set_title(f"task {i + 1}: {success[i].mean():.0%}", fontsize=9)
+        row[0].set_ylabel(name)
+    envs.save_figure(figure, run.path("trajectories.png"))
+    draw_curve(run)
+    if "value" in params:
+        draw_value(problem, params, run, shown[c.agent])
+    if c.agent == "hiql":
+        draw_signal(problem, params, run)
+
+
+def draw_curve(run):
+    """Success over updates on tasks (solid) and random pairs (dotted); losses below."""
+    figure, (top, bottom) = envs.plt.subplots(2, 1, figsize=(6, 5), sharex=True)
+    rows, losses = run.logs["eval"], run.logs["train"]
+    for ax, log, ending in ((top, rows, "success"), (top, rows, "success_random"),
+                            (bottom, losses, "_loss")):
+        for key in [key for key in (log[0] if log else {}) if key.endswith(ending)]:
+            ax.plot([int(r["update"]) for r in log], [float(r[key]) for r in log], label=key,
+                    ls=":" if "random" in key else "-", color="C1" if "flat" in key and ax is top
+                    else "C0" if ax is top else None)
+    top.set_ylim(-0.03, 1.03)
+    bottom.set(yscale="symlog", xlabel="updates")
+    top.legend(fontsize=8)
+    bottom.legend(fontsize=8)
+    envs.save_figure(figure, run.path("curve.png"))
+
+
+def draw_value(problem, params, run, shown):
+    """V(., g) for each task, one path, and what the manager asks for along it.
+
+    A subgoal is a representation; it is drawn at the point w whose phi([s; w]) is nearest to it.
+    """
+    c, env = problem.config, problem.env
+    points, free = envs.lattice(env)
+    points = points[free]
+    figure, axes = envs.plt.subplots(1, len(env.tasks), figsize=(3 * len(env.tasks), 3.2))
+    for i, ax in enumerate(axes):
+        path, g = shown[0][:, i, 0], shown[1][i, :1]
+        v = mean_value(params, points, g.repeat(len(points), 0), c)
+        image = envs.draw_maze(ax, env, v, cmap="viridis")
+        figure.colorbar(image, ax=ax, shrink=0.7)
+        ax.plot(*envs.plot_xy(env, path), "w-", lw=1)
+        ax.plot(*envs.plot_xy(env, g[0]), "r*", ms=10)
+        for s in path[::c.k] if "high" in params else []:
+            s = s[None].astype(np.float32)
+            z = subgoal(params, s, g.astype(np.float32), c)
+            there = phi_value(params, s.repeat(len(points), 0), points.astype(np.float32), c)
+            w = points[((there - z) ** 2).sum(-1).argmin()]
+            ax.annotate("", envs.plot_xy(env, w), envs.plot_xy(env, s[0]),
+                        arrowprops=dict(arrowstyle="->", color="C1", lw=1))
+        ax.set_title(f"task {i + 1}: V(s, g)", fontsize=9)
+    envs.save_figure(figure, run.path("value.png"))
+
+
+def draw_signal(problem, params, run, n=4000):
+    """Why a hierarchy helps (the paper's Sec. 4): is the sign of an advantage right?
+
+    Share of data transitions for which A and the exact change of the path length to the goal
+    have the same sign, over the distance to the goal: the flat policy's A = V(s1,g) - V(s,g), the
+    manager's V(w,g) - V(s,g), the worker's V(s1,w) - V(s,w).
+    """
+    c, env, data = problem.config, problem.env, problem.data
+    rng, obs = np.random.default_rng(c.seed), data.observations
+    i = data.valid[data.valid + c.k <= data.last[data.valid] - 1]
+    i, g = rng.choice(i, n), obs[rng.choice(data.valid, n)]
+    s, s1, w = obs[i], obs[i + 1], obs[i + c.k]
+    far = env.path_length(s, g)
+    figure, ax = envs.plt.subplots(figsize=(6, 3.6))
+    bins = np.quantile(far, np.linspace(0, 1, 11))
+    for name, (x, y, goal) in {"flat: one step, to the goal": (s, s1, g),
+                               f"manager: {c.k} steps, to the goal": (s, w, g),
+                               "worker: one step, to the subgoal": (s, s1, w)}.items():
+        nearer = env.path_length(x, goal) - env.path_length(y, goal)
+        adv = mean_value(params, y, goal, c) - mean_value(params, x, goal, c)
+        right, told = nearer * adv > 0, np.abs(nearer) > 1e-6
+        share = [right[told & (far >= a) & (far <= b)].mean() for a, b in zip(bins, bins[1:])]
+        ax.plot((bins[1:] + bins[:-1]) / 2, share, "o-", label=name)
+    ax.set(xlabel="path length to the goal", ylabel="share of advantages\nwith the right sign")
+    ax.legend(fontsize=8)
+    envs.save_figure(figure, run.path("signal.png"))
+
+
+def main():
+    experiment.main(Config, __doc__.split("\n\n")[0], resolve, prepare, train,
+                    evaluate_checkpoint)
 
 
 if __name__ == "__main__":
-    experiment.main(Config, __doc__.split("\n\n")[0], resolve, prepare, train,
-                    evaluate_checkpoint)
+    main()

@@ -304,7 +304,7 @@ def load_tree(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             return unflatten({name: file[name] for name in file.files})
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as e:
+    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(f"{path} is not an npz file of plain arrays ({e})") from None
 
 

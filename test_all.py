@@ -1,0 +1,828 @@
+"""Tests of everything. python -m pytest test_all.py runs the fast ones in under a minute.
+
+    python -m pytest test_all.py -m slow      the learning tests that take minutes
+    python test_all.py                        prints the gradient certificate and the speed table
+
+GOLDEN_HIQL=FILE.npz checks one HIQL update against another golden file of the same layout.
+"""
+
+import nets                             # first: it sets one BLAS thread before numpy loads
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+import envs
+import experiment
+import hiql
+from nets import flatten, mlp, tree_map, unflatten
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+GOLDEN = os.environ.get("GOLDEN_HIQL", os.path.join(HERE, "data", "golden_hiql_f64.npz"))
+
+
+def close(a, b, tolerance=1e-9):
+    """The certificate's error of a against b: max|a - b| / max(max|b|, 1e-3)."""
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.shape == b.shape
+    error = np.abs(a - b).max() / max(np.abs(b).max(), 1e-3)
+    assert error < tolerance, error
+
+
+# ------------------------------------------------------------------------------------- layers
+
+
+def test_gradient_certificate():
+    """Every layer and every loss: analytic derivatives equal the complex step."""
+    for name, errors in certificate().items():
+        for array, error in errors.items():
+            assert error < 1e-12, (name, array, error)
+
+
+def test_the_complex_step_sees_a_wrong_derivative():
+    x = np.linspace(-1, 1, 5)
+    errors = nets.derivative_error(lambda t: (t["x"] ** 3).sum(), {"x": x}, {"x": 3.001 * x**2})
+    assert 1e-4 < errors["x"] < 1e-2
+
+
+def test_activations_and_norms_by_hand():
+    x = np.array([[-1.0, 0.0, 2.0]])
+    np.testing.assert_allclose(nets.relu({}, x)[0], [[0, 0, 2]])
+    np.testing.assert_allclose(nets.gelu({}, x)[0], [[-0.15880801, 0, 1.95459769]], atol=1e-8)
+    p = {"scale": np.array([1.0, 2.0, 1.0]), "shift": np.array([0.0, 1.0, 0.0])}
+    y = nets.layer_norm(p, x)[0]                            # mean 1/3, biased variance 14/9
+    np.testing.assert_allclose(y, [[-1.06904497, 1 - 2 * 0.26726124, 1.33630621]], atol=1e-5)
+    z = nets.length_normalize({}, np.array([[3.0, 4.0]]))[0]
+    np.testing.assert_allclose(z, np.sqrt(2) * np.array([[0.6, 0.8]]))
+
+
+def test_log_probabilities_by_hand():
+    mean, x = np.zeros((1, 2)), np.array([[1.0, -2.0]])
+    assert nets.gaussian_log_prob({}, mean, x)[0][0] == pytest.approx(-2.5 - np.log(2 * np.pi))
+    p = {"log_std": np.log([2.0, 1.0])}
+    assert nets.gaussian_log_prob(p, mean, x)[0][0] == pytest.approx(
+        -0.125 - 2 - np.log(2) - np.log(2 * np.pi))
+    log_prob = nets.categorical_log_prob({}, np.log([[1.0, 2.0, 5.0]]), np.array([2]))[0]
+    assert log_prob[0] == pytest.approx(np.log(5 / 8))
+
+
+def twin_net(dtype=float, seed=0):
+    rng = np.random.default_rng(seed)
+    p = nets.init_mlp(rng, (3, 8, 8, 2), norm=True, ensemble=2)
+    return tree_map(lambda w: (w + 0.3 * rng.normal(size=w.shape)).astype(dtype), p)
+
+
+def test_ensemble_is_two_separate_nets():
+    p, x = twin_net(), np.random.default_rng(1).normal(size=(5, 3))
+    y, back = mlp(p, x)
+    dy = np.random.default_rng(2).normal(size=y.shape)
+    dx, grads = back(dy)
+    parts = [mlp(tree_map(lambda w: w[i], p), x) for i in (0, 1)]
+    for i, (yi, back_i) in enumerate(parts):
+        close(y[i], yi, 1e-14)
+        for name, g in flatten(back_i(dy[i])[1]).items():
+            close(flatten(grads)[name][i], g, 1e-13)
+    close(dx, sum(back_i(dy[i])[0] for i, (_, back_i) in enumerate(parts)), 1e-13)
+
+
+def test_forward_equals_mlp():
+    p, x = twin_net(), np.random.default_rng(1).normal(size=(5, 3))
+    close(nets.forward(p, x), mlp(p, x)[0], 1e-13)
+    plain = {name: layer for name, layer in p.items() if "norm" not in name}
+    close(nets.forward(plain, x), mlp(plain, x)[0], 1e-13)
+
+
+def test_evaluations_do_not_disturb_each_other():
+    """A second forward pass, other backs and a repeated back leave a derivative as it was."""
+    p, rng = twin_net(), np.random.default_rng(1)
+    x, dy = rng.normal(size=(5, 3)), rng.normal(size=(2, 5, 2))
+    x0, dy0 = x.copy(), dy.copy()
+    y, back = mlp(p, x)
+    first = flatten(back(dy)[1])
+    mlp(p, x + 1)[1](2 * dy)
+    for name, g in flatten(back(dy)[1]).items():
+        assert (g == first[name]).all()
+    assert (x == x0).all() and (dy == dy0).all() and (y == mlp(p, x)[0]).all()
+
+
+def test_float32_stays_float32():
+    p, x = twin_net(np.float32), np.ones((4, 3), np.float32)
+    y, back = mlp(p, x)
+    dx, grads = back(y)
+    assert nets.forward(p, x).dtype == y.dtype == dx.dtype == np.float32
+    assert all(g.dtype == np.float32 for g in flatten(grads).values())
+    for layer, out in ((nets.length_normalize({}, x), x),
+                       (nets.gaussian_log_prob({}, x, x), x[:, 0]),
+                       (nets.categorical_log_prob({}, x, np.zeros(4, int)), x[:, 0])):
+        assert layer[0].dtype == layer[1](out)[0].dtype == np.float32
+
+
+def test_adam_and_ema_by_hand():
+    """First step: lr sign(g); second step with g = 1, 3 from Kingma and Ba's formulas."""
+    p = {"w": np.array([1.0])}
+    state = nets.adam_init(p)
+    nets.adam(p, {"w": np.array([1.0])}, state, lr=0.1)
+    assert p["w"][0] == pytest.approx(0.9, abs=1e-8)
+    nets.adam(p, {"w": np.array([3.0])}, state, lr=0.1)
+    m, v = (0.9 * 0.1 + 0.1 * 3) / (1 - 0.81), (0.999 * 0.001 + 0.001 * 9) / (1 - 0.999**2)
+    assert p["w"][0] == pytest.approx(0.9 - 0.1 * m / np.sqrt(v), abs=1e-7)
+    target = {"w": np.array([2.0])}
+    nets.ema(target, {"w": np.array([4.0])}, 0.25)
+    assert target["w"][0] == 2.5
+
+
+def test_initialisation():
+    p = nets.init_mlp(np.random.default_rng(0), (40, 60, 20), norm=True, ensemble=2,
+                      last_scale=0.1)
+    for name, limit in (("dense0", np.sqrt(6 / 100)), ("dense1", 0.1 * np.sqrt(6 / 80))):
+        w = np.abs(p[name]["W"])
+        assert 0.98 * limit < w.max() <= limit and w.mean() == pytest.approx(limit / 2, rel=0.05)
+    assert not (p["dense0"]["W"][0] == p["dense0"]["W"][1]).any()
+    assert (p["norm0"]["scale"] == 1).all() and set(p) == {"dense0", "norm0", "dense1"}
+
+
+def test_trees_are_saved_and_never_unpickled(tmp_path):
+    tree = {"a": {"b": np.arange(3.0)}, "c": np.array("text")}
+    nets.save_tree(tmp_path / "t.npz", tree)
+    back = nets.load_tree(tmp_path / "t.npz")
+    assert (back["a"]["b"] == tree["a"]["b"]).all() and str(back["c"]) == "text"
+    assert os.listdir(tmp_path) == ["t.npz"]
+    np.savez(tmp_path / "pickled.npz", x=np.array([{}], object))
+    (tmp_path / "text.npz").write_text("no npz")
+    for name in ("pickled.npz", "text.npz"):
+        with pytest.raises(ValueError, match="not an npz file of plain arrays"):
+            nets.load_tree(tmp_path / name)
+
+
+# ------------------------------------------------------------------------------- golden update
+
+NETS = {"goal_rep": "phi", "value": "value", "target_value": "target", "low_actor": "low",
+        "high_actor": "high"}
+
+
+def golden():
+    """The golden file, its config as ours, and tree(prefix): its arrays under our names."""
+    with np.load(GOLDEN, allow_pickle=False) as file:
+        z = {name: file[name] for name in file.files}
+
+    def tree(prefix):
+        flat = {}
+        for path, x in z.items():
+            if path.startswith(prefix + "/"):
+                net, *_, layer, leaf = path[len(prefix) + 1:].split("/")
+                if layer == "mean_net":             # OGBench's name for an actor's last Dense
+                    body = f"{prefix}/{net}/actor_net/Dense_"
+                    layer = f"Dense_{sum(p.startswith(body) and 'kernel' in p for p in z)}"
+                norm = layer.startswith("LayerNorm")
+                leaf = {"kernel": "W", "bias": "shift" if norm else "b", "scale": "scale"}[leaf]
+                layer = ("norm" if norm else "dense") + layer.split("_")[1]
+                flat[f"{NETS[net]}/{layer}/{leaf}"] = x.copy()
+        return unflatten(flat)
+
+    conf = {name[7:]: x for name, x in z.items() if name.startswith("config/")}
+    c = dataclasses.replace(
+        hiql.resolve({}), gamma=float(conf["discount"]), expectile=float(conf["expectile"]),
+        target_rate=float(conf["tau"]), high_alpha=float(conf["high_alpha"]),
+        low_alpha=float(conf["low_alpha"]))
+    names = dict(s="observations", s1="next_observations", a="actions", g="value_goals",
+                 r="rewards", m="masks", w="low_actor_goals", g_high="high_actor_goals",
+                 w_high="high_actor_targets")
+    batch = {ours: z[f"batch/{theirs}"] for ours, theirs in names.items()}
+    batch.update(s_low=batch["s"], s1_low=batch["s1"])
+    return z, conf, c, batch, tree
+
+
+def test_golden_losses_gradients_and_intermediate_values():
+    z, conf, c, batch, tree = golden()
+    params, theirs = tree("init"), flatten(tree("grad"))
+    forms = {"value": {"v": "v", "target": "v_target", "target_next": "next_v_target",
+                       "adv": "adv", "phi": "phi_value_goals", "q": "q"},
+             "low_actor": {"phi": "phi_low_goals", "adv": "low_adv", "weight": "low_weight",
+                           "mean": "low_mean", "log_prob": "low_log_prob"},
+             "high_actor": {"target": "phi_high_targets", "adv": "high_adv",
+                            "weight": "high_weight", "mean": "high_mean",
+                            "log_prob": "high_log_prob"}}
+    seen = set()
+    for name, loss in zip(forms, (hiql.value_loss, hiql.low_loss, hiql.high_loss)):
+        value, grads, info = loss(params, batch, c)
+        close(value, z[f"loss/{name}"])
+        for ours, other in forms[name].items():
+            close(info[ours], z[f"fwd/{other}"])
+        for path, g in flatten(grads).items():
+            close(g, theirs[path])
+            seen.add(path)
+    assert seen == {path for path in theirs if not path.startswith("target")}
+    pairs = {"low": ("s", "s1", "w"), "high": ("s", "w_high", "g_high")}
+    for name, (s, s2, g) in pairs.items():
+        for key, x in (("v", s), ("nv", s2)):
+            rep = hiql.phi_value(params, batch[x], batch[g], c)
+            close(hiql.value_value(params["value"], batch[x], rep).mean(0), z[f"fwd/{name}_{key}"])
+
+
+def test_golden_evaluation_action():
+    z, conf, c, batch, tree = golden()
+    act = hiql.actor(tree("init"), c)
+    close(act(batch["s"], batch["g_high"], 0), z["fwd/eval_action"])
+
+
+def test_golden_parameters_after_ten_updates():
+    z, conf, c, batch, tree = golden()
+    params = tree("init")
+    optimiser = nets.adam_init({name: p for name, p in params.items() if name != "target"})
+    b1, b2, eps = (float(x) for x in conf["adam_b1_b2_eps"])
+    for i in range(10):
+        values = hiql.update(params, optimiser, batch, c, hiql.LOSSES["hiql"], float(conf["lr"]),
+                             b1=b1, b2=b2, eps=eps)
+        for name, theirs in (("value", "value"), ("low", "low_actor"), ("high", "high_actor")):
+            close(values[name], z[f"loss_curve/{theirs}"][i])
+        if i + 1 in (1, 10):
+            for path, x in flatten(tree(f"params{i + 1}")).items():
+                assert np.abs(flatten(params)[path] - x).max() < 1e-8, (i + 1, path)
+            for ours, theirs in (("m", "adam{}_m"), ("v", "adam{}_v")):
+                for path, x in flatten(tree(theirs.format(i + 1))).items():
+                    if not path.startswith("target"):
+                        close(flatten(optimiser[ours])[path], x, 1e-8)
+
+
+# -------------------------------------------------------------------------------------- losses
+
+
+def toy(agent="hiql", discrete=False, seed=0, **changes):
+    """A small float64 problem: config, parameters (perturbed, target differs), random batch."""
+    c = hiql.resolve({"agent": agent, "env": "grid-fourrooms" if discrete else "point-medium",
+                      "hidden": (6, 5), "rep_dim": 3, "batch": 7, **changes})
+    rng = np.random.default_rng(seed)
+    env = envs.make(c.env)
+    data = envs.collect(env, rng, episodes=3, rows=30)
+    rngs = experiment.generators(seed, "init", "flat")
+    params = tree_map(lambda w: w + 0.2 * rng.normal(size=w.shape),
+                      hiql.init(c, env, data, rngs))
+    batch = hiql.sample(data, data.valid, rng, c)
+    batch = {k: x.astype(float) if x.dtype == np.float32 else x for k, x in batch.items()}
+    batch["m"][0], batch["r"][0] = 0, 0                 # one success at least
+    return c, params, batch
+
+
+def certificate():
+    """{layer or loss: {array: error}}: analytic derivative against the complex step."""
+    errors = {f"layer: {name}": e for name, e in nets.layer_errors().items()}
+    cases = [("value", hiql.value_loss, {}), ("value, phi(g)", hiql.value_loss,
+                                              {"subgoal": "phi_g"}),
+             ("value, no phi", hiql.value_loss, {"subgoal": "none"}),
+             ("manager", hiql.high_loss, {}), ("manager, no phi", hiql.high_loss,
+                                               {"subgoal": "none"}),
+             ("manager, learned std", hiql.high_loss, {"std": "learned"}),
+             ("worker", hiql.low_loss, {}), ("worker, learned std", hiql.low_loss,
+                                             {"std": "learned"}),
+             ("worker, discrete", hiql.low_loss, {"discrete": True}),
+             ("flat policy", hiql.flat_loss, {"agent": "flat"}),
+             ("gciql", hiql.gciql_loss, {"agent": "gciql"}),
+             ("gciql, discrete", hiql.gciql_loss, {"agent": "gciql", "discrete": True}),
+             ("gciql policy", hiql.gciql_policy_loss, {"agent": "gciql"})]
+    for name, loss, changes in cases:
+        c, params, batch = toy(**changes)
+        grads = loss(params, batch, c)[1]
+        errors[f"loss: {name}"] = nets.derivative_error(
+            lambda tree: loss(tree, batch, c)[0], params, grads)
+    c, params, batch = toy()
+    z = hiql.phi_value(params, batch["s"], batch["g"], c)
+    v, back = hiql.value(params["value"], batch["s"], z)
+    dv = np.random.default_rng(0).normal(size=v.shape)
+    dz, grads = back(dv)
+    errors["value heads, and their input z"] = nets.derivative_error(
+        lambda t: (dv * hiql.value(t["p"], batch["s"], t["z"])[0]).sum(),
+        {"p": params["value"], "z": z}, {"p": grads, "z": dz})
+    return errors
+
+
+def test_value_loss_by_hand():
+    """One state, numbers chosen: per-head targets, minimum in the weight only, both signs of A."""
+    c, params, batch = toy(gamma=0.5, expectile=0.9)
+    one = {k: x[:1] for k, x in batch.items()}
+    for net, x in (("value", [-1.0, -2.0]), ("target", [-1.0, -3.0])):     # constant heads
+        params[net] = tree_map(np.zeros_like, params[net])
+        params[net]["dense2"]["b"][:, 0] = x
+    target = params["target"]["dense2"]["b"][:, 0]
+    one["r"], one["m"] = np.array([-1.0]), np.array([1.0])
+    # q = -1 + 0.5 T = (-1.5, -2.5); A = -1 + 0.5 (-3) - (-2) < 0 (with the mean it would be 0)
+    loss, grads, _ = hiql.value_loss(params, one, c)
+    assert loss == pytest.approx(0.1 * (0.5**2 + 0.5**2))
+    np.testing.assert_allclose(grads["value"]["dense2"]["b"][:, 0], [0.1, 0.1])
+    target[:] = -4                                      # q = -3, A = -3 - (-4) > 0
+    assert hiql.value_loss(params, one, c)[0] == pytest.approx(0.9 * (2**2 + 1**2))
+    one["r"], one["m"] = np.array([0.0]), np.array([0.0])   # success: q = 0, A = 4
+    assert hiql.value_loss(params, one, c)[0] == pytest.approx(0.9 * (1 + 4))
+    target[:] = 0                                       # A = 0 exactly counts as positive
+    assert hiql.value_loss(params, one, c)[0] == pytest.approx(0.9 * (1 + 4))
+
+
+def test_policy_losses_by_hand():
+    """Weights exp(alpha A) clipped at 100, A from the right states and the online heads."""
+    np.testing.assert_allclose(hiql.awr_weight(3.0, np.array([0.0, 1.0, 1.6, 1e4, -1e4])),
+                               [1, np.exp(3), 100, 100, 0])
+    c, params, batch = toy(high_alpha=0.7, low_alpha=1.3)
+
+    def mean_value(s, g):
+        z = hiql.phi(params, s, g, c)[0]
+        return hiql.value(params["value"], s, z)[0].mean(0)
+
+    s, s1, w, g, a = (batch[k] for k in ("s", "s1", "w", "g_high", "a"))
+    adv = mean_value(s1, w) - mean_value(s, w)
+    mean = mlp(params["low"], np.concatenate([s, hiql.phi(params, s, w, c)[0]], 1))[0]
+    log_prob = -0.5 * ((a - mean) ** 2).sum(1) - np.log(2 * np.pi)
+    assert hiql.low_loss(params, batch, c)[0] == pytest.approx(
+        -(np.minimum(np.exp(1.3 * adv), 100) * log_prob).mean(), rel=1e-12)
+    w = batch["w_high"]
+    adv = mean_value(w, g) - mean_value(s, g)
+    mean = mlp(params["high"], np.concatenate([s, g], 1))[0]
+    log_prob = -0.5 * ((hiql.phi(params, s, w, c)[0] - mean) ** 2).sum(1) - 1.5 * np.log(2 * np.pi)
+    assert hiql.high_loss(params, batch, c)[0] == pytest.approx(
+        -(np.minimum(np.exp(0.7 * adv), 100) * log_prob).mean(), rel=1e-12)
+
+
+def test_policies_send_no_gradient_to_value_and_representation():
+    c, params, batch = toy()
+    assert set(hiql.low_loss(params, batch, c)[1]) == {"low"}
+    assert set(hiql.high_loss(params, batch, c)[1]) == {"high"}
+    assert set(hiql.value_loss(params, batch, c)[1]) == {"value", "phi"}
+
+
+def test_target_moves_towards_the_value_before_the_step():
+    c, params, batch = toy(target_rate=0.25)
+    before = tree_map(np.copy, params)
+    trained = {k: p for k, p in params.items() if k != "target"}
+    hiql.update(params, nets.adam_init(trained), batch, c, hiql.LOSSES["hiql"], 1e-2)
+    for path, x in flatten(params["target"]).items():
+        close(x, 0.75 * flatten(before["target"])[path] + 0.25 * flatten(before["value"])[path],
+              1e-14)
+    assert not np.allclose(params["value"]["dense0"]["W"], before["value"]["dense0"]["W"])
+
+
+def test_the_contrast_policy_leaves_hiql_as_it_is():
+    """Training a flat policy beside hiql changes no bit of hiql."""
+    with_flat, without = (short_training({"contrast": x})[0] for x in (True, False))
+    assert "flat" in with_flat and "flat" not in without
+    for path, x in flatten(without).items():
+        assert (flatten(with_flat)[path] == x).all(), path
+
+
+def short_training(changes, steps=5):
+    c = hiql.resolve({"quick": True, "env": "grid-fourrooms", "seed": 3, "steps": 10, **changes})
+    problem = hiql.prepare(c)
+    params = hiql.init(c, problem.env, problem.data, problem.rngs)
+    optimiser = nets.adam_init({k: p for k, p in params.items() if k != "target"})
+    for _ in range(steps):
+        batch = hiql.sample(problem.data, problem.labelled, problem.rngs["batch"], c)
+        for losses in hiql.phases(c):
+            hiql.update(params, optimiser, batch, c, losses, 1e-3)
+    return params, problem
+
+
+def test_manager_output_is_normalised_and_requeried():
+    c, params, batch = toy(requery=3)
+    z = hiql.subgoal(params, batch["s"], batch["g"], c)
+    np.testing.assert_allclose((z ** 2).sum(1), c.rep_dim)
+    act = hiql.actor(params, c)
+    s, g = batch["s"], batch["g"]
+    first = act(s, g, 0)
+    assert (act(s, g + 5, 1) == first).all() and (act(s, g + 5, 2) == first).all()
+    assert not np.allclose(act(s, g + 5, 3), first)
+    none = dataclasses.replace(c, subgoal="none", requery=1)
+    p = hiql.init(none, envs.make(c.env), hiql.prepare(hiql.resolve({"quick": True})).data,
+                  experiment.generators(0, "init", "flat"))
+    delta = nets.forward(p["high"], np.concatenate([s, g], 1))
+    np.testing.assert_allclose(hiql.subgoal(p, s, g, none), s + delta)
+
+
+# -------------------------------------------------------------------------------- environments
+
+
+@pytest.mark.parametrize("name", [n for n in envs.ENVIRONMENTS if "stitch" not in n])
+def test_layouts_and_tasks(name):
+    """Closed walls, one connected part, tasks in free cells; OGBench's cell and task counts."""
+    env = envs.make(name)
+    walls = env.walls
+    assert walls[0].all() and walls[-1].all() and walls[:, 0].all() and walls[:, -1].all()
+    assert env.distance.max() < 1000 and (env.distance == env.distance.T).all()
+    lengths = [int(env.distance[env.index[a], env.index[b]]) for a, b in env.tasks]
+    published = {"medium": (26, [10, 10, 6, 10, 8]), "large": (46, [15, 19, 12, 14, 15]),
+                 "giant": (86, [30, 26, 30, 26, 17])}
+    for layout, (cells, tasks) in published.items():
+        if layout in name:
+            assert len(env.cells) == cells and lengths == tasks
+    assert len(env.tasks) == 5 and min(lengths) > 1
+
+
+def test_shortest_paths_by_hand():
+    env = envs.make("point-umaze")                          # seven cells in a row, bent
+    order = [env.index[c] for c in ((1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1))]
+    for i, a in enumerate(order):
+        for j, b in enumerate(order):
+            assert env.distance[a, b] == abs(i - j)
+            assert env.next_cell[a, b] == order[i + np.sign(j - i)]
+    s, g = np.array([[1.0, 0.0]]), np.array([[0.0, 7.0]])
+    assert env.path_length(s, g)[0] == pytest.approx(3 + 5 * 4)
+    assert env.path_length(s, np.array([[4.5, 0.0]]))[0] == pytest.approx(3.5)
+    assert envs.optimal_value(2, 0.5) == -1.5 and envs.optimal_value(0, 0.9) == 0
+
+
+def test_grid_moves_slips_and_success():
+    env = envs.make("grid-fourrooms")
+    s = np.array([[1.0, 1.0]] * 5)
+    moved = env.move(s, np.arange(5))
+    assert moved.tolist() == [[1, 1], [1, 1], [2, 1], [1, 1], [1, 2]]
+    assert env.success(moved, s).tolist() == [True, True, False, True, False]
+    slippery = envs.make("grid-fourrooms", slip=0.5)
+    centre = np.full((20000, 2), 3.0)
+    moved = slippery.move(centre, np.full(20000, 4), np.random.default_rng(0))
+    assert (moved == [3, 4]).all(1).mean() == pytest.approx(0.5 + 0.5 / 5, abs=0.015)
+    with pytest.raises(ValueError, match="integer from 0 to 4"):
+        env.move(s, np.full(5, 5))
+
+
+@pytest.mark.parametrize("name", ["point-umaze", "point-medium", "point-giant",
+                                  "pointmaze-large-navigate-v0"])
+def test_nothing_tunnels_or_overlaps_walls(name):
+    """Random and wall-hugging actions: discs stay out of walls, and a step crosses no wall."""
+    env, rng = envs.make(name), np.random.default_rng(0)
+    s = env.place(env.cells[rng.integers(len(env.cells), size=1000)], rng)
+    a = rng.uniform(-1, 1, s.shape)
+    for _ in range(60):
+        new = rng.random(1000) < 0.2
+        a[new] = rng.choice([-2.0, -1, 0, 1, 2], size=(new.sum(), 2))
+        moved = env.move(s, a)
+        # two cells apart is a step around a corner; cells that touch by a corner only are 4 or
+        # more steps apart
+        assert env.distance[env.number(s), env.number(moved)].max() <= 2
+        assert ((moved - s) ** 2).sum(1).max() < 3 * env.speed**2
+        for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7),
+                       (-0.7, -0.7)):
+            env.number(moved + (env.radius - 1e-6) * np.array([dx, dy]))  # raises in a wall
+        s = moved
+
+
+def test_discs_move_freely_stop_at_walls_and_slide():
+    env = envs.make("point-medium")
+    at = env.centre([(1, 1)])                               # walls to the left and below
+    np.testing.assert_allclose(env.move(at, np.array([[0.5, 9.0]])), at + [[0.4, 0.8]])
+    down = at
+    for _ in range(5):
+        down = env.move(down, np.array([[0.25, -1.0]]))
+    np.testing.assert_allclose(down, at + [[1.0, -1.3]])    # 2 - radius below, 5 x 0.2 along
+    corner = at
+    for _ in range(9):
+        corner = env.move(corner, np.array([[-1.0, -1.0]]))
+    np.testing.assert_allclose(corner, at - 1.3)
+    many = env.move(np.concatenate([at, down, corner]), np.tile([[-1.0, -0.3]], (3, 1)))
+    for s, moved in zip((at, down, corner), many):          # N agents are N single agents
+        np.testing.assert_array_equal(env.move(s, np.array([[-1.0, -0.3]]))[0], moved)
+
+
+@pytest.mark.parametrize("name", ["grid-fourrooms", "point-medium"])
+def test_gymnasium_convention(name):
+    env = envs.make(name)
+    with pytest.raises(RuntimeError, match="reset"):
+        env.step(0)
+    obs, info = env.reset(seed=5)
+    again, info2 = envs.make(name).reset(seed=5)
+    assert (obs == again).all() and (info["goal"] == info2["goal"]).all()
+    obs, info = env.reset(options={"task": 2})
+    cells = [tuple(int(i) for i in env.cell(x)) for x in (obs, info["goal"])]
+    assert tuple(cells) == env.tasks[1]
+    stay = 0 if env.discrete else np.zeros(2)
+    for t in range(1, env.limit + 1):
+        obs, reward, terminated, truncated, info = env.step(stay)
+        assert (reward, terminated, truncated) == (-1, False, t == env.limit)
+    start = np.array(env.place(np.array([[1, 1]]))[0])
+    toward = 4 if env.discrete else np.array([1.0, 0.0])
+    env.reset(options={"start": start, "goal": start + ([0, 1] if env.discrete else [1.7, 0])})
+    obs, reward, terminated, truncated, info = env.step(toward)
+    assert (reward, terminated, truncated, info["success"]) == (0, True, False, True)
+    for wrong in ({"task": 9}, {"start": np.zeros(2) - 9}, {"begin": 1}):
+        with pytest.raises(ValueError):
+            env.reset(options=wrong)
+
+
+# ------------------------------------------------------------------------------------ data sets
+
+
+def chain(*trajectories):
+    """A data set on the top corridor of grid-maze: columns visited, as trajectories."""
+    obs = np.concatenate([[(1, column) for column in t] for t in trajectories])
+    ends = np.cumsum([len(t) for t in trajectories]) - 1
+    terminals = np.zeros(len(obs), bool)
+    terminals[ends] = True
+    return envs.Dataset(obs.astype(np.float32), np.zeros(len(obs), int), terminals)
+
+
+def test_collected_data_follow_the_recipe():
+    rng = np.random.default_rng(0)
+    for name, kind in (("point-medium", "navigate"), ("point-medium", "stitch"),
+                       ("point-umaze", "explore"), ("grid-maze", "navigate"),
+                       ("grid-maze", "explore")):
+        env = envs.make(name)
+        data = envs.collect(env, rng, kind, episodes=200, rows=101)
+        envs.check_dataset(data, env)
+        assert len(data.observations) == 20200 and (data.lengths == 101).all()
+        visits = np.bincount(env.number(data.observations), minlength=len(env.cells))
+        assert visits.min() > 0
+        if kind == "navigate":          # half of the grid's moves are random, the rest shorten
+            i = data.valid
+            far = env.path_length(data.observations[i].astype(float),
+                                  data.observations[i + 8 * (i + 8 < len(i))].astype(float))
+            assert far.mean() > (2.5 if env.discrete else 3.5)
+    goals = envs.collect(envs.make("point-medium"), rng, "stitch", episodes=500, rows=60)
+    ends = goals.observations[np.flatnonzero(goals.terminals)].astype(float)
+    starts = goals.observations[np.flatnonzero(goals.terminals) - 59].astype(float)
+    env = envs.make("point-medium")
+    apart = env.distance[env.number(starts), env.number(ends)]
+    assert (apart == 4).mean() > 0.8                        # arrived, four cells away
+    with pytest.raises(ValueError, match="no data of kind"):
+        envs.collect(envs.make("grid-maze"), rng, "stitch")
+
+
+def test_data_sets_are_saved_loaded_and_checked(tmp_path):
+    env = envs.make("point-medium")
+    data = envs.collect(env, np.random.default_rng(0), episodes=4, rows=30)
+    envs.save_dataset(tmp_path / "d.npz", data)
+    back = envs.load_dataset(tmp_path / "d.npz")
+    for key in ("observations", "actions", "terminals", "last", "valid"):
+        assert (getattr(back, key) == getattr(data, key)).all()
+    assert os.listdir(tmp_path) == ["d.npz"]
+    good = dict(observations=data.observations, actions=data.actions, terminals=data.terminals)
+    nan = data.observations.copy()
+    nan[5, 1] = np.nan
+    single = data.terminals.copy()
+    single[30] = True
+    open_end = data.terminals.copy()
+    open_end[-1] = False
+    for changes, message in (
+            ({"actions": None}, "has no actions"), ({"observations": nan}, "NaN"),
+            ({"terminals": single}, "one row only"), ({"terminals": open_end}, "last row"),
+            ({"actions": data.actions[:-1]}, "do not fit"),
+            ({"terminals": data.terminals[:, None]}, "do not fit"),
+            ({"observations": np.array([{}], object)}, "plain arrays"),
+            ({"observations": np.array(["x"] * 120)}, "numbers")):
+        arrays = {k: x for k, x in {**good, **changes}.items() if x is not None}
+        np.savez(tmp_path / "bad.npz", **arrays)
+        with pytest.raises(ValueError, match=message):
+            envs.load_dataset(tmp_path / "bad.npz")
+    np.save(tmp_path / "array.npy", nan)
+    (tmp_path / "text.npz").write_text("not an archive")
+    for name in ("array.npy", "text.npz"):
+        with pytest.raises(ValueError, match="not an npz file"):
+            envs.load_dataset(tmp_path / name)
+    for other, message in (("pointmaze-medium-navigate-v0", "free steps are not 0.2 x action"),
+                           ("point-large", "another maze"), ("grid-maze", "has observations")):
+        with pytest.raises(ValueError, match=message):
+            envs.check_dataset(data, envs.make(other))
+
+
+def test_sampling_of_a_single_trajectory():
+    """Rows 0...4 of one trajectory: the last row is never drawn and never a goal; fin is row 3."""
+    data = chain((1, 2, 3, 4, 5))
+    c = hiql.resolve({"env": "grid-maze", "k": 2, "batch": 4000, "p_current": 0.0,
+                      "p_future": 1.0, "p_random": 0.0})
+    b = {k: x[..., 1] if x.ndim == 2 else x
+         for k, x in hiql.sample(data, data.valid, np.random.default_rng(0), c).items()}
+    assert set(b["s"]) == {1, 2, 3, 4} and (b["s1"] == b["s"] + 1).all()
+    assert (b["g"] >= np.minimum(b["s"] + 1, 4)).all() and b["g"].max() == 4
+    assert (b["m"] == (b["s"] < 4)).all() and (b["r"] == -b["m"]).all()
+    assert (b["w"] == np.minimum(b["s"] + 2, 4)).all()
+    assert (b["w_high"] == np.minimum(b["s"] + 2, b["g_high"])).all()
+    start = b["g_high"][b["s"] == 1]                        # round(u + 4 - ... ) over 2, 3, 4
+    np.testing.assert_allclose([(start == g).mean() for g in (2, 3, 4)], [0.25, 0.5, 0.25],
+                               atol=0.04)
+    random = dataclasses.replace(c, high_random=1.0)
+    b = hiql.sample(data, data.valid, np.random.default_rng(0), random)
+    assert set(b["g_high"][:, 1]) == {1, 2, 3, 4}
+    assert (b["w_high"][:, 1] == np.minimum(b["s"][:, 1] + 2, 4)).all()
+
+
+@pytest.mark.parametrize("success", ["index", "state"])
+def test_sampled_goals_have_the_counted_distribution(success):
+    """2 million draws of `sample` against `goal_counts`, for every (s, move, g) and success."""
+    env, rng = envs.make("grid-maze"), np.random.default_rng(0)
+    data = chain((1, 2, 3, 3, 2), (5, 4, 4, 4, 3, 2, 1), (2, 3))
+    c = hiql.resolve({"env": "grid-maze", "gamma": 0.7, "batch": 2_000_000, "success": success})
+    at_goal, go_on = envs.goal_counts(env, data, 0.7, 0.2, 0.5, 0.3, success)
+    assert at_goal.sum() + go_on.sum() == pytest.approx(1)
+    b = hiql.sample(data, data.valid, rng, c)
+    s, s1, g = (env.number(b[k]) for k in ("s", "s1", "g"))
+    slot = (env.neighbours[s] == s1[:, None]).argmax(1)
+    n, hit = len(env.cells), b["m"] == 0
+    drawn_at = np.bincount(s[hit] * n + g[hit], minlength=n * n) / len(s)
+    drawn_on = np.bincount(((s * 5 + slot) * n + g)[~hit], minlength=n * 5 * n) / len(s)
+    np.testing.assert_allclose(drawn_at, at_goal.ravel(), atol=2e-3)
+    np.testing.assert_allclose(drawn_on, go_on.ravel(), atol=2e-3)
+
+
+def test_expectile_fixed_point():
+    """By hand on one pair, and by its definition on all pairs of a real data set."""
+    env = envs.make("grid-maze")
+    at_goal, go_on = envs.goal_counts(env, chain((1, 2, 3)), 0.5, 0.0, 0.0, 1.0)
+    v = envs.expectile_values(env, at_goal, go_on, 0.5, 0.7)
+    one, two = env.index[1, 1], env.index[1, 2]
+    # rows 1 -> 2 and 2 -> 3, goals rows 0 and 1. From 1 to 2: always -1 + v(2,2)/2; from 2 to 2:
+    # always success, since the goal can only be row 1 itself.
+    assert v[two, two] == 0 and v[one, two] == -1 and np.isnan(v[env.index[1, 3], one])
+    env = envs.make("grid-fourrooms")
+    data = envs.collect(env, np.random.default_rng(0), episodes=50, rows=60)
+    for tau in (0.5, 0.9):
+        at_goal, go_on = envs.goal_counts(env, data, 0.9, 0.2, 0.5, 0.3)
+        v = envs.expectile_values(env, at_goal, go_on, 0.9, tau)
+        y = -1 + 0.9 * v[env.neighbours]
+        pull = (go_on * np.where(y < v[:, None], 1 - tau, tau) * (y - v[:, None])).sum(1)
+        pull += at_goal * tau * (0 - v)
+        assert np.abs(pull).max() < 1e-10
+        assert (v <= 0).all() and v.min() > -10
+    assert (envs.expectile_values(env, at_goal, go_on, 0.9, 0.5) < v + 1e-12).all()
+
+
+def test_counts_of_the_behaviour_policy_keep_the_marginals():
+    env = envs.make("grid-fourrooms")
+    data = envs.collect(env, np.random.default_rng(0), episodes=50, rows=60)
+    _, go_on = envs.goal_counts(env, data, 0.9, 0.2, 0.5, 0.3)
+    other = envs.behaviour_counts(go_on)
+    np.testing.assert_allclose(other.sum(1), go_on.sum(1), atol=1e-15)
+    np.testing.assert_allclose(other.sum(2), go_on.sum(2), atol=1e-15)
+    assert np.abs(other - go_on).sum() > 0.1
+
+
+# -------------------------------------------------------------------------------------- running
+
+
+def hiql_main(*words):
+    """`python hiql.py` in this process; returns the exit code."""
+    old, sys.argv = sys.argv, ["hiql.py", *map(str, words)]
+    try:
+        hiql.main()
+    except SystemExit as e:
+        return e.code or 0
+    finally:
+        sys.argv = old
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return 0
+
+
+TINY = ("--quick", "--steps", 20, "--eval-every", 10, "--episodes", 1, "--env", "grid-fourrooms")
+
+
+def test_a_run_leaves_its_files_and_evaluates_again(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert hiql_main(*TINY, "--out", out, "--seed", 4) == 0
+    assert set(os.listdir(out)) == {"config.json", "train.csv", "eval.csv", "checkpoint.npz",
+                                    "summary.json", "trajectories.png", "value.png", "curve.png",
+                                    "signal.png"}
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["seed"] == 4 and summary["updates"] == 20 and summary["episodes"] == 5
+    assert summary["success"] == pytest.approx(np.mean(summary["success_per_task"]))
+    capsys.readouterr()
+    assert hiql_main("--eval", out) == 0
+    printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    for key in ("success_random", "flat_success_random", "success_per_task"):
+        assert printed[key] == str(summary[key])
+    assert hiql_main(*TINY, "--out", out) == 2              # nothing is overwritten
+    assert "already holds a run" in capsys.readouterr().err
+    assert json.loads((out / "summary.json").read_text()) == summary
+
+
+def test_resume_equals_never_having_stopped(tmp_path, monkeypatch):
+    """Stopped after update 13 and resumed: same bits, same logs; same seed, same bits."""
+    whole, parts, other = tmp_path / "whole", tmp_path / "parts", tmp_path / "other"
+    assert hiql_main(*TINY, "--out", whole) == 0
+    assert hiql_main(*TINY, "--out", other, "--eval-every", 7) == 0
+
+    count, plain = [], hiql.update
+
+    def update(*arguments, **betas):
+        count.append(1)
+        if len(count) == 13:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(*arguments, **betas)
+
+    monkeypatch.setattr(hiql, "update", update)
+    assert hiql_main(*TINY, "--out", parts) == 130
+    assert len(count) == 13 and not (parts / "summary.json").exists()
+    monkeypatch.setattr(hiql, "update", plain)
+    assert hiql_main("--resume", parts) == 0
+    trees = [flatten(nets.load_tree(f / "checkpoint.npz")) for f in (whole, parts, other)]
+    for path, x in trees[0].items():
+        if path != "seconds":
+            assert (trees[1][path] == x).all(), path
+            assert (trees[2][path] == x).all(), path    # more evaluations disturb nothing
+    rows = [experiment.read_rows(f / "eval.csv") for f in (whole, parts)]
+    for a, b in zip(*rows, strict=True):
+        assert {k: x for k, x in a.items() if k != "seconds"} == {
+            k: x for k, x in b.items() if k != "seconds"}
+    assert hiql_main("--resume", parts) == 0                # finished: left as it is
+
+
+def test_nan_stops_the_run_and_names_the_loss(tmp_path, capsys):
+    assert hiql_main(*TINY, "--out", tmp_path / "r", "--lr", 1e30) == 1
+    assert re.search(r"the (value|high|low|flat) loss became nan at update \d", capsys.readouterr()
+                     .err)
+
+
+WRONG = [("--env point-tiny", "invalid choice"), ("--agent sac", "invalid choice"),
+         ("--stepz 5", "did you mean --steps"), ("--steps 0", "--steps must be positive"),
+         ("--steps many", "invalid int"), ("--batch -4", "--batch must be positive"),
+         ("--hidden 64,0", "--hidden"), ("--hidden a", "invalid"), ("--lr -1", "--lr"),
+         ("--lr nan", "--lr"), ("--gamma 1", "--gamma"), ("--gamma 1.5", "--gamma"),
+         ("--expectile 0", "--expectile"), ("--target-rate 2", "--target-rate"),
+         ("--p-current 0.5", "must be 1, not"), ("--p-random -0.1", "--p-random"),
+         ("--k 201", "--k 201 must be below the longest trajectory, 201 rows"),
+         ("--k 0", "--k must be positive"), ("--action-free 1", "hides the actions of all"),
+         ("--agent gciql --action-free 0.5", "action-free value"),
+         ("--agent flat --contrast", "--contrast is for"), ("--seed -1", "--seed"),
+         ("--agent hgcbc --subgoal phi_g", "wants --subgoal none"),
+         ("--dataset nowhere.npz", "nowhere.npz"), ("--dataset test_all.py", "not an npz file"),
+         ("--resume nowhere", "nowhere"), ("--eval .", "config.json"), ("--jobs 0", "--jobs"),
+         ("--seeds 3-1", "--seeds wants"), ("--seeds 0-1 --seed 2", "not both"),
+         ("--resume x --steps 5", "give no other"), ("--requery 0", "--requery"),
+         ("--out /dev/null/x", "/dev/null"), ("--rep-dim 0", "--rep-dim"),
+         ("--high-alpha -1", "--high-alpha"), ("--episodes 0", "--episodes")]
+
+
+@pytest.mark.parametrize("words, message", WRONG)
+def test_wrong_input_gets_one_line_and_exit_code_2(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if "test_all" in words:
+        words = words.replace("test_all.py", os.path.join(HERE, "test_all.py"))
+    assert hiql_main(*words.split()) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and err.startswith("hiql.py: error: ")
+    assert os.listdir(tmp_path) == []
+
+
+def test_broken_checkpoints_are_refused(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert hiql_main(*TINY, "--out", out) == 0
+    size = os.path.getsize(out / "checkpoint.npz")
+    with open(out / "checkpoint.npz", "r+b") as file:
+        file.truncate(size // 2)
+    assert hiql_main("--eval", out) == 2
+    tree = {"params": {"low": {}}, "update": np.array(5)}
+    nets.save_tree(out / "checkpoint.npz", {"update": np.array(5), "seconds": np.array(1.0)})
+    assert hiql_main("--eval", out) == 2
+    config = json.loads((out / "config.json").read_text())
+    config["config"]["wrong"] = 1
+    (out / "config.json").write_text(json.dumps(config))
+    assert hiql_main("--eval", out) == 2
+    (out / "config.json").write_text("{")
+    assert hiql_main("--eval", out) == 2
+    err = capsys.readouterr().err
+    assert err.count("hiql.py: error: ") == 4
+
+
+def test_every_flag_reaches_the_config():
+    p = experiment.parser(hiql.Config, "")
+    for field in dataclasses.fields(hiql.Config):
+        choices, default = field.metadata["choices"], field.default
+        value = choices[-1] if choices else (not default) if isinstance(default, bool) else (
+            (7, 5)) if isinstance(default, tuple) else type(default)(3)
+        flag = "--" + field.name.replace("_", "-")
+        words = [flag if value else "--no-" + flag[2:]] if isinstance(value, bool) else [
+            flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+        assert vars(p.parse_args(words)) == {**vars(p.parse_args([])), field.name: value}
+
+
+def test_several_seeds_are_processes_of_their_own(tmp_path):
+    out = tmp_path / "seeds"
+    words = [sys.executable, os.path.join(HERE, "hiql.py"), *map(str, TINY), "--no-contrast",
+             "--seeds", "1-2", "--jobs", "2", "--out", str(out)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = experiment.read_rows(out / "seeds.csv")
+    assert [row["seed"] for row in rows] == ["1", "2"] and "mean success" in done.stdout
+    one = json.loads((out / "seed1" / "summary.json").read_text())
+    assert float(rows[0]["success_random"]) == pytest.approx(one["success_random"])
+
+
+def test_interquartile_mean_and_interval():
+    mean, low, high = experiment.interval([0, 1, 1, 1, 1, 1, 1, 9])
+    assert mean == 1 and 0 < low < 1 and 1 < high < 4
+    assert experiment.seed_range("3") == [3] and experiment.seed_range("0-2,7") == [0, 1, 2, 7]
+
+
+def test_tables_of_the_readme_are_those_of_the_results():
+    with open(os.path.join(HERE, "README.md")) as file:
+        text = file.read()
+    assert experiment.report(text) == text, "run python experiment.py report"
+
+
+def test_every_deviation_is_documented_and_tagged():
+    with open(os.path.join(HERE, "hiql.py")) as file:
+        doc, code = file.read().split('"""', 2)[1:]
+    listed = set(re.findall(r"^ (D\d+) ", doc, re.M))
+    assert listed == set(re.findall(r"\b(D\d+)\]", code)) == {f"D{i + 1}" for i in
+                                                             range(len(listed))}
