@@ -560,7 +560,7 @@ def train(problem, run):
         print(f"{c.env}, {c.agent}, seed {c.seed}: {total} updates of batch {c.batch}; "
               f"{len(problem.data.valid)} transitions; parameters "
               + ", ".join(f"{name} {n}" for name, n in sizes.items()), flush=True)
-    last = run.logs["eval"][-1] if run.logs["eval"] else {}
+    last = None
     for u in range(start, total):
         losses, at = parts[u // c.steps], u % c.steps
         lr = c.lr * min(1, 2 * (1 - at / c.steps)) if c.decay else c.lr
@@ -575,24 +575,24 @@ def train(problem, run):
             run.log("train", {"update": done, **{f"{k}_loss": float(x) for k, x in values.items()},
                               "seconds": run.seconds()})
         if done % c.eval_every == 0 or done == total:
-            last = {"update": done, **evaluate_all(problem, params, done),
-                    "seconds": run.seconds()}
-            run.log("eval", last)
+            last = evaluate_all(problem, params, done)
+            run.log("eval", {"update": done, **last, "seconds": run.seconds()})
         if done % c.eval_every == 0 or done == total or run.stop:
             run.save(done, {"params": params, "optimiser": optimiser}, rngs)
         if done % 20 == 0 or done == total:
-            success = f"success {float(last['success']):.2f}" if last else "success -"
+            success = f"success {last['success']:.2f}" if last else "success -"
             run.progress(done, total, " ".join(f"{k} {x:.3g}" for k, x in values.items())
                          + f"  {success}")
     draw(problem, params, run)
+    last = last or evaluate_all(problem, params, total)     # resumed when only pictures lacked
     run.finish(summarise(problem, last, total, run.seconds()))
 
 
 def summarise(problem, last, updates, seconds):
+    """The keys of summary.json around those of `evaluate_all`."""
     c = problem.config
     return {"env": c.env, "agent": c.agent, "seed": c.seed, "updates": updates,
-            **{k: v for k, v in last.items() if k not in ("update", "seconds")},
-            "episodes": c.episodes * len(problem.env.tasks), "train_seconds": round(seconds, 1)}
+            **last, "episodes": c.episodes * len(problem.env.tasks), "train_seconds": round(seconds, 1)}
 
 
 def evaluate_checkpoint(problem, tree):

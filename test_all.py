@@ -376,7 +376,7 @@ def test_the_contrast_policy_leaves_hiql_as_it_is():
 
 
 def short_training(changes, steps=5):
-    c = hiql.resolve({"quick": True, "env": "grid-fourrooms", "seed": 3, "steps": 10, **changes})
+    c = hiql.resolve({"quick": True, "env": "grid-fourrooms", "seed": 3, **changes})
     problem = hiql.prepare(c)
     params = hiql.init(c, problem.env, problem.data, problem.rngs)
     optimiser = nets.adam_init({k: p for k, p in params.items() if k != "target"})
@@ -658,6 +658,97 @@ def test_counts_of_the_behaviour_policy_keep_the_marginals():
     assert np.abs(other - go_on).sum() > 0.1
 
 
+# ------------------------------------------------------------------------------------- learning
+
+
+def tiny_problem(steps, seed=0, **changes):
+    """Seven grid cells in a bent corridor, explored at random; a config for nets of 32 units."""
+    env = envs.GridWorld("grid-tiny", "umaze")
+    data = envs.collect(env, np.random.default_rng(seed), "explore", episodes=200, rows=41)
+    c = hiql.resolve({"env": "grid-fourrooms", "gamma": 0.9, "hidden": (32, 32), "steps": steps,
+                      "batch": 128, "k": 2, "contrast": False, **changes})
+    return env, data, c
+
+
+def train_tiny(env, data, c, losses, seed=0):
+    rngs = experiment.generators(seed, "init", "flat", "batch")
+    params = hiql.init(c, env, data, rngs)
+    optimiser = nets.adam_init({k: p for k, p in params.items() if k != "target"})
+    for u in range(c.steps):
+        batch = hiql.sample(data, data.valid, rngs["batch"], c)
+        hiql.update(params, optimiser, batch, c, losses, c.lr * min(1, 2 * (1 - u / c.steps)))
+    return params
+
+
+def value_errors(env, data, c, params):
+    """Learned value against the exact fixed point, over all state-goal pairs.
+
+    -> mean absolute error over the value's range, rank correlation, share of pairs s != g whose
+    greedy move is one of the exact best moves (within 1 % of the range: nearly equal moves), and
+    one of the shortest-path moves.
+    """
+    at_goal, go_on = envs.goal_counts(env, data, c.gamma, c.p_current, c.p_future, c.p_random,
+                                      c.success)
+    exact = envs.expectile_values(env, at_goal, go_on, c.gamma, c.expectile)
+    n = len(env.cells)
+    v = hiql.mean_value(params, env.cells.repeat(n, 0), np.tile(env.cells, (n, 1)), c).reshape(n, n)
+    span, seen = np.nanmax(exact) - np.nanmin(exact), ~np.isnan(exact)
+    best = v[env.neighbours].argmax(1)[:, None]                     # (n, 1, n) moves
+    chosen = np.take_along_axis(exact[env.neighbours], best, 1)[:, 0]
+    right = chosen >= exact[env.neighbours].max(1) - 0.01 * span
+    nearer = np.take_along_axis(env.distance[env.neighbours], best, 1)[:, 0] < env.distance
+    apart = ~np.eye(n, dtype=bool)
+    return (np.abs(v - exact)[seen].mean() / span, spearmanr(v[seen], exact[seen])[0],
+            right[apart].mean(), nearer[apart].mean())
+
+
+def test_value_learns_the_exact_fixed_point():
+    """The value of a tiny grid is exact to 5 % of its range; three lesions are not."""
+    env, data, c = tiny_problem(1000)
+    losses = {"value": hiql.value_loss}
+    error, rank, _, _ = value_errors(env, data, c, train_tiny(env, data, c, losses))
+    assert error < 0.05 and rank > 0.97
+
+    def no_mask(params, batch, c):
+        return hiql.value_loss(params, {**batch, "m": np.ones_like(batch["m"])}, c)
+
+    def no_reward(params, batch, c):
+        return hiql.value_loss(params, {**batch, "r": np.zeros_like(batch["r"])}, c)
+
+    def flipped(params, batch, c):
+        return hiql.value_loss(params, batch, dataclasses.replace(c, expectile=0.1))
+
+    c = dataclasses.replace(c, expectile=0.9)
+    for lesion in (no_mask, no_reward, flipped):
+        assert value_errors(env, data, c, train_tiny(env, data, c, {"value": lesion}))[0] > 0.05
+
+
+@pytest.mark.parametrize("agent, steps, good", [("hiql", 400, 0.9), ("flat", 400, 0.9),
+                                                ("gciql", 1200, 0.6)])
+def test_policies_follow_the_advantage(agent, steps, good, monkeypatch):
+    """From random walks each agent learns to reach goals; with the advantage negated it fails."""
+    def score():
+        env, data, c = tiny_problem(steps, agent=agent, high_alpha=10.0, low_alpha=10.0,
+                                    flat_alpha=10.0)
+        params = train_tiny(env, data, c, hiql.LOSSES[agent])
+        starts, goals = (env.place(x) for x in env.random_pairs(np.random.default_rng(0), 100, 3))
+        return hiql.rollout(env, hiql.actor(params, c, hiql.is_flat(c)), starts, goals, None)[0]
+
+    assert score().mean() > good
+    plain = hiql.awr_weight
+    monkeypatch.setattr(hiql, "awr_weight", lambda alpha, adv: plain(alpha, -adv))
+    assert score().mean() < good - 0.3
+
+
+@pytest.mark.slow
+def test_exactness_on_four_rooms():
+    """Every state-goal pair of grid-fourrooms against the exact fixed point."""
+    error, rank, best, nearer = four_rooms()
+    print(f"error {error:.3f} of the range, rank {rank:.4f}, best moves {best:.3f}, "
+          f"shortest-path moves {nearer:.3f}")
+    assert error <= 0.05 and rank >= 0.98 and best >= 0.95
+
+
 # -------------------------------------------------------------------------------------- running
 
 
@@ -826,3 +917,94 @@ def test_every_deviation_is_documented_and_tagged():
     listed = set(re.findall(r"^ (D\d+) ", doc, re.M))
     assert listed == set(re.findall(r"\b(D\d+)\]", code)) == {f"D{i + 1}" for i in
                                                              range(len(listed))}
+
+
+# -------------------------------------------------------------------- certificate and speed table
+
+
+def four_rooms(steps=20_000, seed=0):
+    """`value_errors` of a value trained alone on the data of grid-fourrooms, with its picture."""
+    c = hiql.resolve({"env": "grid-fourrooms", "seed": seed, "steps": steps, "contrast": False})
+    problem = hiql.prepare(c)
+    params = train_tiny(problem.env, problem.data, c, {"value": hiql.value_loss}, seed)
+    return value_errors(problem.env, problem.data, c, params)
+
+
+def speed_problem(hidden, seed=0):
+    """One HIQL problem in float32 with batch 256, and `step()`, a whole update with sampling."""
+    c = hiql.resolve({"hidden": hidden, "contrast": False})
+    problem = hiql.prepare(c)
+    params = hiql.init(c, problem.env, problem.data, problem.rngs)
+    optimiser = nets.adam_init({k: p for k, p in params.items() if k != "target"})
+
+    def step():
+        batch = hiql.sample(problem.data, problem.labelled, problem.rngs["batch"], c)
+        hiql.update(params, optimiser, batch, c, hiql.LOSSES["hiql"], c.lr)
+
+    return step, matrix_products(params, c.batch)
+
+
+def matrix_products(params, batch):
+    """The bare products of one HIQL update, heads batched, in its own shapes and dtype.
+
+    V: one forward and two backward at (s, g), two target forwards, four advantage forwards; phi:
+    one and two, six forwards; each policy one and two.
+    """
+    rng, jobs = np.random.default_rng(0), []
+    for name, forwards in (("value", 7), ("phi", 7), ("low", 1), ("high", 1)):
+        for layer, p in params[name].items():
+            if layer.startswith("dense"):
+                w = p["W"]
+                x, y = (rng.normal(size=w.shape[:-2] + (batch, n)).astype(w.dtype)
+                        for n in w.shape[-2:])
+                jobs += [(x, w)] * forwards
+                jobs += [(x.swapaxes(-1, -2), y), (y, w.swapaxes(-1, -2))]
+    return lambda: [a @ b for a, b in jobs]
+
+
+def timed(f):
+    start = time.perf_counter()
+    f()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def speed(hidden, updates=400):
+    """Medians in ms of update and floor, timed in turn; last tenth of updates over the first."""
+    step, floor = speed_problem(hidden)
+    for _ in range(10):
+        step(), floor()
+    pairs = np.array([(timed(step), timed(floor)) for _ in range(updates)])
+    tenth = updates // 10
+    drift = np.median(pairs[-tenth:, 0]) / np.median(pairs[:tenth, 0])
+    return *np.median(pairs, axis=0), drift
+
+
+@pytest.mark.slow
+def test_speed_relative_to_matrix_products():
+    """A guard against a much slower update, generous since machines are noisy."""
+    update, floor, drift = speed((256, 256), 200)
+    assert update / floor < 4 and drift < 1.5
+
+
+def main():
+    print("gradient certificate: largest relative error of the analytic derivative against the "
+          "complex step, float64")
+    worst = 0
+    for name, errors in certificate().items():
+        array = max(errors, key=errors.get)
+        worst = max(worst, errors[array])
+        print(f"  {name:40s} {errors[array]:.1e}   of {len(errors):2d} arrays, worst {array}")
+    print(f"  worst of all {worst:.1e}\n")
+    print("speed, float32, batch 256, one BLAS thread: one HIQL update (sampling, losses, Adam, "
+          "EMA)\n  hidden            update ms   products ms   ratio   last tenth / first")
+    for hidden in ((256, 256), (128, 128, 128)):
+        update, floor, drift = speed(hidden)
+        print(f"  {str(hidden):16s} {update:10.2f} {floor:13.2f} {update / floor:7.2f} "
+              f"{drift:12.2f}")
+    import resource
+    print(f"  peak memory of this process "
+          f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
