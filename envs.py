@@ -215,7 +215,8 @@ class GridWorld(Maze):
     times the shortest path.
     """
 
-    discrete, action_dim, far = True, 5, 8      # far: random pairs are at least so far apart
+    discrete, action_dim, side = True, 5, 1.0
+    far = 8                                 # random pairs are at least so many cells apart
     moves = np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]])
 
     def __init__(self, name, layout, slip=0.0):

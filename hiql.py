@@ -38,7 +38,8 @@ ogbench, impls/agents/hiql.py) differ, what is done here, and why:
      length sqrt(R) before the worker sees it, actions are the mean, clipped.
  D11 AWR weights min(exp(alpha A), 100): as C, O, with the exponent clipped lest float32 overflow.
  D12 Sizes: C, O train 512x3 with batches of 1024 for 10^6 steps. Here 128x3 and 256, Adam 2e-3
-     (C, O: 3e-4) that falls linearly to 0 over the second half, target rate 0.1 (0.005).
+     (C, O: 3e-4) that falls linearly to 0 over the second half, target rate 0.1 (0.005), inverse
+     temperatures 10 (O: 3, C: 1).
  D13 `gciql` extracts its policy by AWR as IQL (Kostrikov et al. 2021); O's published GCIQL by
      DDPG+BC.
  D14 Initialisation of first layers: see `init`. C, O: Glorot, biases 0. `--kinks zero`.
@@ -81,9 +82,9 @@ class Config:
     expectile: float = option(0.7, "tau of Eq. (4) (C, O: 0.7)")
     target_rate: float = option(0.1, "EMA rate of the target network (C, O: 0.005)")
     k: int = option(8, "subgoal steps (C, O: 25 on ant and point mazes)")
-    high_alpha: float = option(3.0, "inverse temperature of the manager's AWR (O: 3, C: 1)")
-    low_alpha: float = option(3.0, "inverse temperature of the worker's AWR (O: 3, C: 1)")
-    flat_alpha: float = option(3.0, "inverse temperature of the flat policy's AWR (O: 10)")
+    high_alpha: float = option(10.0, "inverse temperature of the manager's AWR (O: 3, C: 1)")
+    low_alpha: float = option(10.0, "inverse temperature of the worker's AWR (O: 3, C: 1)")
+    flat_alpha: float = option(10.0, "inverse temperature of the flat policy's AWR (O: 10)")
     rep_dim: int = option(10, "size of phi (C, O: 10)")
     subgoal: str = option("phi_sg", "representation of subgoals [D8]", ("phi_sg", "phi_g", "none"))
     std: str = option("fixed", "std of Gaussian policies [D7]", ("fixed", "learned"))
@@ -105,7 +106,8 @@ class Config:
 
 
 DEFAULTS = {                            # what an environment changes, by the start of its name
-    "grid": dict(gamma=0.95, k=5, hidden=(128, 128, 128)),
+    "grid": dict(gamma=0.95, k=5),
+    "grid-maze": dict(gamma=0.97),
     "point-umaze": dict(gamma=0.99, k=25),
     "point-giant": dict(gamma=0.99),
     "pointmaze": dict(gamma=0.99, k=25),
@@ -396,9 +398,10 @@ LOSSES = {"hiql": {"value": value_loss, "high": high_loss, "low": low_loss},
 def init(c, env, data, rngs):
     """Parameters of the agent's networks, float32.
 
-    Glorot-uniform; policies' last layers times 0.1 (C, O). First layers [D14]: twice Glorot, and
-    biases b = -x0 W with a random state of the data for each state in x0 and 0 for the rest, a
-    draw for each unit: units then bend inside the maze, not all of them at its corner (0, 0).
+    Glorot-uniform; policies' last layers times 0.1 (C, O). First layers [D14]: Glorot times 8
+    over the side of a cell, and biases b = -x0 W with a random state of the data for each state
+    in x0 and 0 for the rest, a draw for each unit: the units bend inside the maze and about as
+    sharply as its corridors do, instead of smoothly and all at its corner (0, 0).
     """
     size = data.observations.shape[-1]
     R = size if c.subgoal == "none" else c.rep_dim
@@ -412,7 +415,7 @@ def init(c, env, data, rngs):
             units = w.shape[:-2] + w.shape[-1:]
             x0 = [data.observations[rng.choice(data.valid, units)] if x in states
                   else np.zeros(units + (sizes[x],), np.float32) for x in inputs]
-            w *= 2
+            w *= 8 / env.side
             p["dense0"]["b"][:] = -np.einsum("...ih,...hi->...h", w, concat(*x0))
         return p
 
