@@ -69,13 +69,15 @@ class _Parser(argparse.ArgumentParser):
 
 def refuse(message, prog=None):
     """One line on what was wrong, exit code 2."""
-    print(f"{prog or os.path.basename(sys.argv[0])}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    prog = prog or os.path.basename(sys.argv[0])
+    print(f"{prog}: error: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(2)
 
 
 def parser(config_class, description):
-    """Flags from the fields of a config dataclass; a flag that is not given is not in the result."""
-    p = _Parser(prog=os.path.basename(sys.argv[0]), description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+    """Flags from the fields of a config dataclass; one that is not given is not in the result."""
+    p = _Parser(prog=os.path.basename(sys.argv[0]), description=description, allow_abbrev=False,
+                argument_default=argparse.SUPPRESS,
                 formatter_class=argparse.RawDescriptionHelpFormatter)
     group = p.add_argument_group("this run")
     group.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/...)")
@@ -403,8 +405,10 @@ def interval(x, samples=2000):
 def table(name):
     """The markdown table of an experiment, from results/<name>.csv."""
     experiment = experiments()[name]
-    rows = read_rows(os.path.join(os.path.dirname(os.path.abspath(__file__)), "results",
-                                  f"{name}.csv"))
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results", f"{name}.csv")
+    if not os.path.exists(path):
+        return f"{experiment['title']}: not run yet."
+    rows = read_rows(path)
     columns = experiment["columns"]
     lines = [experiment["title"], "", "| row | " + " | ".join(
         f"{c.replace('_', ' ')}: IQM [95 %]" for c in columns) + f" | {columns[0]}, each seed |",

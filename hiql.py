@@ -12,7 +12,7 @@ both policies by advantage-weighted regression (AWR) from that one value.
 Symbols: s, s1 state and next state, g goal, w state k steps ahead (subgoal), a action, r reward
 in {-1, 0}, m mask, z representation, v value, t target network's value, adv advantage A.
 Shapes: batch B, state S = goal, representation R, twin value heads 2: v (2, B), z (B, R).
-Equation numbers are those of the paper (version 2), known at second hand but for Eq. (4).
+Equation numbers are those of the paper, known at second hand but for Eq. (4).
 
 Where the paper [P], its authors' code [C] (seohongpark/HIQL) and OGBench's [O] (seohongpark/
 ogbench, impls/agents/hiql.py) differ, what is done here, and why:
@@ -47,9 +47,7 @@ ogbench, impls/agents/hiql.py) differ, what is done here, and why:
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
-import functools
 import math
-import os
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -106,8 +104,7 @@ class Config:
 
 
 DEFAULTS = {                            # what an environment changes, by the start of its name
-    "grid": dict(gamma=0.95, k=5),
-    "grid-maze": dict(gamma=0.97),
+    "grid": dict(gamma=0.95, k=5, steps=8000),
     "point-umaze": dict(gamma=0.99, k=25),
     "point-giant": dict(gamma=0.99),
     "pointmaze": dict(gamma=0.99, k=25),
@@ -134,20 +131,20 @@ def resolve(given):
     if given.pop("quick", False):
         values.update(QUICK)
     c = Config(**{**values, **given})
-    for name in ("steps", "batch", "k", "rep_dim", "requery", "episodes", "eval_every", "lr"):
-        if not getattr(c, name) > 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(c, name)}")
-    if not c.hidden or min(c.hidden) < 1:
-        raise ValueError(f"--hidden wants positive sizes such as 128,128, not {c.hidden}")
-    for name in ("gamma", "expectile", "target_rate"):
-        if not 0 < getattr(c, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be in (0, 1), not {getattr(c, name)}")
-    for name in ("p_current", "p_future", "p_random", "high_random", "action_free"):
-        if not 0 <= getattr(c, name) <= 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be in [0, 1], not {getattr(c, name)}")
-    for name in ("high_alpha", "low_alpha", "flat_alpha", "seed"):
-        if not getattr(c, name) >= 0:
-            raise ValueError(f"--{name.replace('_', '-')} must not be negative")
+    def demand(test, what, *names):
+        for name in names:
+            if not test(getattr(c, name)):
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} must be {what}, not {getattr(c, name)}")
+
+    demand(lambda x: 0 < x < math.inf, "positive", "steps", "batch", "k", "rep_dim", "requery",
+           "episodes", "eval_every", "lr")
+    demand(lambda x: len(x) and min(x) > 0, "positive sizes such as 128,128", "hidden")
+    demand(lambda x: 0 < x < 1, "in (0, 1)", "gamma", "expectile", "target_rate")
+    demand(lambda x: 0 <= x <= 1, "in [0, 1]", "p_current", "p_future", "p_random", "high_random",
+           "action_free")
+    demand(lambda x: 0 <= x < math.inf, "at least 0", "high_alpha", "low_alpha", "flat_alpha",
+           "seed")
     total = c.p_current + c.p_future + c.p_random
     if abs(total - 1) > 1e-6:
         raise ValueError(f"p_current + p_future + p_random must be 1, not {total:g}")
@@ -462,7 +459,7 @@ def update(params, optimiser, batch, c, losses, lr, **betas):
 
 
 def subgoal(params, s, g, c):
-    """What the manager asks of the worker: its mean, scaled to length sqrt(R) [D10], or s + mean."""
+    """What the manager asks for: its mean, scaled to length sqrt(R) [D10]; without phi s + mean."""
     z = forward(params["high"], concat(s, g))
     return s + z if c.subgoal == "none" else length_normalize({}, z)[0]
 
@@ -594,8 +591,8 @@ def train(problem, run):
 def summarise(problem, last, updates, seconds):
     """The keys of summary.json around those of `evaluate_all`."""
     c = problem.config
-    return {"env": c.env, "agent": c.agent, "seed": c.seed, "updates": updates,
-            **last, "episodes": c.episodes * len(problem.env.tasks), "train_seconds": round(seconds, 1)}
+    return {"env": c.env, "agent": c.agent, "seed": c.seed, "updates": updates, **last,
+            "episodes": c.episodes * len(problem.env.tasks), "train_seconds": round(seconds, 1)}
 
 
 def evaluate_checkpoint(problem, tree):
@@ -620,8 +617,9 @@ def draw(problem, params, run):
     shown = {c.agent: evaluate(problem, params, at, is_flat(c))[1]}
     if c.contrast:
         shown["flat, same value"] = evaluate(problem, params, at, True)[1]
-    figure, axes = envs.plt.subplots(len(shown), len(env.tasks), squeeze=False, figsize=(
-        2.2 * len(env.tasks), 2.4 * len(shown)))
+    size = 2.2 * len(env.tasks), 2.4 * len(shown)
+    figure, axes = envs.plt.subplots(len(shown), len(env.tasks), squeeze=False, figsize=size,
+                                     layout="constrained")
     for row, (name, (paths, goals, success)) in zip(axes, shown.items()):
         for i, ax in enumerate(row):
             envs.draw_paths(ax, env, paths[:, i], goals[i], success[i])
@@ -652,30 +650,44 @@ def draw_curve(run):
     envs.save_figure(figure, run.path("curve.png"))
 
 
+def exact_value(c, env, data):
+    """On grids: the exact V (n, n) that the value loss regresses to on this data set."""
+    counts = envs.goal_counts(env, data, c.gamma, c.p_current, c.p_future, c.p_random, c.success)
+    return envs.expectile_values(env, *counts, c.gamma, c.expectile)
+
+
 def draw_value(problem, params, run, shown):
     """V(., g) for each task, one path, and what the manager asks for along it.
 
     A subgoal is a representation; it is drawn at the point w whose phi([s; w]) is nearest to it.
+    On grids the exact value stands below.
     """
     c, env = problem.config, problem.env
     points, free = envs.lattice(env)
-    points = points[free]
-    figure, axes = envs.plt.subplots(1, len(env.tasks), figsize=(3 * len(env.tasks), 3.2))
-    for i, ax in enumerate(axes):
+    points, rows = points[free], 1 + env.discrete
+    exact = exact_value(c, env, problem.data) if env.discrete else None
+    size = 3 * len(env.tasks), 2.7 * rows
+    figure, axes = envs.plt.subplots(rows, len(env.tasks), squeeze=False, figsize=size,
+                                     layout="constrained")
+    for i in range(len(env.tasks)):
         path, g = shown[0][:, i, 0], shown[1][i, :1]
-        v = mean_value(params, points, g.repeat(len(points), 0), c)
-        image = envs.draw_maze(ax, env, v, cmap="viridis")
-        figure.colorbar(image, ax=ax, shrink=0.7)
-        ax.plot(*envs.plot_xy(env, path), "w-", lw=1)
-        ax.plot(*envs.plot_xy(env, g[0]), "r*", ms=10)
+        maps = [("V(s, g)", mean_value(params, points, g.repeat(len(points), 0), c))]
+        if env.discrete:
+            maps.append(("exact", exact[:, env.number(g)[0]]))
+        low, high = min(v.min() for _, v in maps), max(v.max() for _, v in maps)
+        for ax, (name, v) in zip(axes[:, i], maps):
+            image = envs.draw_maze(ax, env, v, cmap="viridis", vmin=low, vmax=high)
+            figure.colorbar(image, ax=ax, shrink=0.7)
+            ax.plot(*envs.plot_xy(env, g[0]), "r*", ms=10)
+            ax.set_title(f"task {i + 1}: {name}", fontsize=9)
+        axes[0, i].plot(*envs.plot_xy(env, path), "w-", lw=1)
         for s in path[::c.k] if "high" in params else []:
             s = s[None].astype(np.float32)
             z = subgoal(params, s, g.astype(np.float32), c)
             there = phi_value(params, s.repeat(len(points), 0), points.astype(np.float32), c)
             w = points[((there - z) ** 2).sum(-1).argmin()]
-            ax.annotate("", envs.plot_xy(env, w), envs.plot_xy(env, s[0]),
-                        arrowprops=dict(arrowstyle="->", color="C1", lw=1))
-        ax.set_title(f"task {i + 1}: V(s, g)", fontsize=9)
+            axes[0, i].annotate("", envs.plot_xy(env, w), envs.plot_xy(env, s[0]),
+                                arrowprops=dict(arrowstyle="->", color="C1", lw=1))
     envs.save_figure(figure, run.path("value.png"))
 
 

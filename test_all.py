@@ -516,7 +516,7 @@ def test_gymnasium_convention(name):
 
 
 def chain(*trajectories):
-    """A data set on the top corridor of grid-maze: columns visited, as trajectories."""
+    """A data set on the top corridor of grid-fourrooms: columns visited, as trajectories."""
     obs = np.concatenate([[(1, column) for column in t] for t in trajectories])
     ends = np.cumsum([len(t) for t in trajectories]) - 1
     terminals = np.zeros(len(obs), bool)
@@ -590,7 +590,7 @@ def test_data_sets_are_saved_loaded_and_checked(tmp_path):
 def test_sampling_of_a_single_trajectory():
     """Rows 0...4 of one trajectory: the last row is never drawn and never a goal; fin is row 3."""
     data = chain((1, 2, 3, 4, 5))
-    c = hiql.resolve({"env": "grid-maze", "k": 2, "batch": 4000, "p_current": 0.0,
+    c = hiql.resolve({"env": "grid-fourrooms", "k": 2, "batch": 4000, "p_current": 0.0,
                       "p_future": 1.0, "p_random": 0.0})
     b = {k: x[..., 1] if x.ndim == 2 else x
          for k, x in hiql.sample(data, data.valid, np.random.default_rng(0), c).items()}
@@ -611,9 +611,9 @@ def test_sampling_of_a_single_trajectory():
 @pytest.mark.parametrize("success", ["index", "state"])
 def test_sampled_goals_have_the_counted_distribution(success):
     """2 million draws of `sample` against `goal_counts`, for every (s, move, g) and success."""
-    env, rng = envs.make("grid-maze"), np.random.default_rng(0)
+    env, rng = envs.make("grid-fourrooms"), np.random.default_rng(0)
     data = chain((1, 2, 3, 3, 2), (5, 4, 4, 4, 3, 2, 1), (2, 3))
-    c = hiql.resolve({"env": "grid-maze", "gamma": 0.7, "batch": 2_000_000, "success": success})
+    c = hiql.resolve({"env": env.name, "gamma": 0.7, "batch": 2_000_000, "success": success})
     at_goal, go_on = envs.goal_counts(env, data, 0.7, 0.2, 0.5, 0.3, success)
     assert at_goal.sum() + go_on.sum() == pytest.approx(1)
     b = hiql.sample(data, data.valid, rng, c)
@@ -628,7 +628,7 @@ def test_sampled_goals_have_the_counted_distribution(success):
 
 def test_expectile_fixed_point():
     """By hand on one pair, and by its definition on all pairs of a real data set."""
-    env = envs.make("grid-maze")
+    env = envs.make("grid-fourrooms")
     at_goal, go_on = envs.goal_counts(env, chain((1, 2, 3)), 0.5, 0.0, 0.0, 1.0)
     v = envs.expectile_values(env, at_goal, go_on, 0.5, 0.7)
     one, two = env.index[1, 1], env.index[1, 2]
@@ -687,9 +687,7 @@ def value_errors(env, data, c, params):
     greedy move is one of the exact best moves (within 1 % of the range: nearly equal moves), and
     one of the shortest-path moves.
     """
-    at_goal, go_on = envs.goal_counts(env, data, c.gamma, c.p_current, c.p_future, c.p_random,
-                                      c.success)
-    exact = envs.expectile_values(env, at_goal, go_on, c.gamma, c.expectile)
+    exact = hiql.exact_value(c, env, data)
     n = len(env.cells)
     v = hiql.mean_value(params, env.cells.repeat(n, 0), np.tile(env.cells, (n, 1)), c).reshape(n, n)
     span, seen = np.nanmax(exact) - np.nanmin(exact), ~np.isnan(exact)
@@ -862,7 +860,6 @@ def test_broken_checkpoints_are_refused(tmp_path, capsys):
     with open(out / "checkpoint.npz", "r+b") as file:
         file.truncate(size // 2)
     assert hiql_main("--eval", out) == 2
-    tree = {"params": {"low": {}}, "update": np.array(5)}
     nets.save_tree(out / "checkpoint.npz", {"update": np.array(5), "seconds": np.array(1.0)})
     assert hiql_main("--eval", out) == 2
     config = json.loads((out / "config.json").read_text())
@@ -922,8 +919,8 @@ def test_every_deviation_is_documented_and_tagged():
 # -------------------------------------------------------------------- certificate and speed table
 
 
-def four_rooms(steps=20_000, seed=0):
-    """`value_errors` of a value trained alone on the data of grid-fourrooms, with its picture."""
+def four_rooms(steps=8000, seed=0):
+    """`value_errors` of a value trained alone on the data of grid-fourrooms."""
     c = hiql.resolve({"env": "grid-fourrooms", "seed": seed, "steps": steps, "contrast": False})
     problem = hiql.prepare(c)
     params = train_tiny(problem.env, problem.data, c, {"value": hiql.value_loss}, seed)
