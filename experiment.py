@@ -17,6 +17,7 @@ import configparser
 import csv
 import dataclasses
 import difflib
+import io
 import json
 import os
 import platform
@@ -76,7 +77,8 @@ def refuse(message, prog=None):
 
 def parser(config_class, description):
     """Flags from the fields of a config dataclass; one that is not given is not in the result."""
-    p = _Parser(prog=os.path.basename(sys.argv[0]), description=description, allow_abbrev=False,
+    p = _Parser(prog=os.path.basename(sys.argv[0]), usage="%(prog)s [flags]",
+                description=description, allow_abbrev=False,
                 argument_default=argparse.SUPPRESS,
                 formatter_class=argparse.RawDescriptionHelpFormatter)
     group = p.add_argument_group("this run")
@@ -336,8 +338,10 @@ def read_json(path):
 def write_rows(path, rows):
     """Dicts as csv; the columns are the keys in order of first appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns] + [[_cell(row.get(key, "")) for key in columns] for row in rows]
-    _write(path, "".join(",".join(line) + "\n" for line in lines))
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(
+        [columns] + [[_cell(row.get(key, "")) for key in columns] for row in rows])
+    _write(path, buffer.getvalue())
 
 
 def _cell(value):
