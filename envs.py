@@ -11,7 +11,7 @@ has its centre at x = 4j - 4, y = 4i - 4. Layouts, tasks and the recipe of the d
 of OGBench (Park et al. 2024, arXiv 2410.20092; locomaze/maze.py and its data script); the U-maze
 is that of the HIRO code. Data files have OGBench's layout, so that its own files load unchanged.
 
-    python envs.py [FOLDER]      draws every maze with its tasks, and the exact values of a grid
+    python envs.py [FOLDER]      draws every maze with its tasks, and exact values (default: runs)
 """
 
 import os
@@ -441,8 +441,9 @@ def load_dataset(path):
     try:
         if any(x.dtype.kind not in "fiub" for x in arrays.values()):
             raise ValueError("arrays must be numbers")
-        if arrays["actions"].dtype.kind == "f":
-            arrays["actions"] = arrays["actions"].astype(np.float32, copy=False)
+        discrete = arrays["actions"].dtype.kind in "iu" and arrays["actions"].ndim == 1
+        arrays["actions"] = arrays["actions"].astype(np.int64 if discrete else np.float32,
+                                                     copy=False)
         arrays["observations"] = arrays["observations"].astype(np.float32, copy=False)
         return Dataset(**arrays)
     except ValueError as e:
@@ -695,7 +696,7 @@ def save_figure(figure, path):
     os.replace(f"{path}.tmp", path)
 
 
-def main(folder="."):
+def main(folder="runs"):
     """Draw every maze with its tasks, and on the four rooms three exact values side by side."""
     os.makedirs(folder, exist_ok=True)
     names = [name for name in ENVIRONMENTS if not name.startswith("pointmaze")]

@@ -138,10 +138,12 @@ def main(config_class, description, resolve, prepare, train, evaluate):
         if resume and os.path.exists(os.path.join(resume, "summary.json")):
             return print(f"{resume} is finished; its summary.json stays as it is")
         run = Run(resume or folder or free_folder(config), config, tree if resume else None)
-    except (ValueError, OSError, TypeError, KeyError) as e:
-        if os.environ.get("TRACEBACK"):
-            raise
+    except (ValueError, OSError) as e:
         refuse(e)
+    except (KeyError, TypeError, AttributeError) as e:
+        if not (resume or old):
+            raise
+        refuse(f"{resume or old} does not hold a run of this program ({e!r})")
     try:
         train(problem, run)
     except FloatingPointError as e:
@@ -332,7 +334,10 @@ def write_json(path, value):
 
 def read_json(path):
     with open(path) as file:
-        return json.load(file)
+        try:
+            return json.load(file)
+        except ValueError as e:
+            raise ValueError(f"{path} is not JSON ({e})") from None
 
 
 def write_rows(path, rows):
