@@ -17,6 +17,7 @@ is that of the HIRO code. Data files have OGBench's layout, so that its own file
 import os
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -153,11 +154,16 @@ class Maze:
     def number(self, obs):
         """Numbers (N,) of the cells that observations (N, 2) lie in; ValueError in a wall."""
         i, j = np.clip(self.cell(obs), 0, np.array(self.walls.shape) - 1).T
-        number = self.index[i, j]
+        number = self.index[i, j]                       # walls enclose the maze: outside is wall
         if (number < 0).any():
             raise ValueError(f"position {np.asarray(obs)[np.argmin(number)]} is inside a wall "
                              f"of {self.name}")
         return number
+
+    def is_free(self, obs):
+        """Whether observations (N, 2) lie in free cells: (N,) bool."""
+        i, j = np.clip(self.cell(obs), 0, np.array(self.walls.shape) - 1).T
+        return ~self.walls[i, j]
 
     def random_pairs(self, rng, n, at_least):
         """n pairs of cells, shortest path >= at_least cells: starts (n, 2), goals (n, 2)."""
@@ -256,8 +262,8 @@ class PointMaze(Maze):
     """A disc of radius `radius` among square walls: pos += speed * clip(a, -1, 1).
 
     Contact: the disc is pushed out of the wall along the normal of its deepest contact until
-    none is left, so that it slides along walls without friction. Moves longer than a quarter of
-    a cell are made in equal parts, so that nothing passes through a wall or around a corner.
+    none is left, so that it slides along walls without friction. Moves longer than the radius
+    (or 0.02 cells) are made in equal parts, so that nothing passes through a wall or a corner.
     Success: within 1.0 of the goal. Starts and goals: cell centre + U(-noise, noise)^2.
     """
 
@@ -287,7 +293,7 @@ class PointMaze(Maze):
         a = np.asarray(a, float)
         if a.shape != (len(s), 2) or not np.isfinite(a).all():
             raise ValueError("a point-maze action is two finite numbers for each agent")
-        parts = int(np.ceil(self.speed * np.sqrt(2) / (0.25 * self.side)))
+        parts = int(np.ceil(self.speed * np.sqrt(2) / max(self.radius, 0.02 * self.side)))
         s = np.array(s, float)
         for _ in range(parts):
             s += self.speed / parts * np.clip(a, -1, 1)
@@ -433,7 +439,7 @@ def load_dataset(path):
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("observations", "actions", "terminals")
                       if key in file.files}
-    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as e:
+    except (ValueError, TypeError, AttributeError, EOFError, zlib.error, zipfile.BadZipFile) as e:
         raise ValueError(f"{path} is not an npz file of plain arrays ({e})") from None
     if missing := {"observations", "actions", "terminals"} - set(arrays):
         raise ValueError(f"{path} has no {', '.join(sorted(missing))}; a data set has "
@@ -446,15 +452,16 @@ def load_dataset(path):
                                                      copy=False)
         arrays["observations"] = arrays["observations"].astype(np.float32, copy=False)
         return Dataset(**arrays)
-    except ValueError as e:
+    except (ValueError, TypeError, AttributeError) as e:
         raise ValueError(f"{path}: {e}") from None
 
 
 def check_dataset(data, env):
     """ValueError unless data can have come from env.
 
-    At most 1 % of the rows may lie in a wall, and of the transitions that no wall can have
-    touched, 99 % must be what env's own move makes of them (grids with slip: any one step).
+    Point mazes: at most 1 % of the rows in walls, and of the transitions that no wall can have
+    touched at least 99 % are the environment's own. Grids: all rows and transitions (with slip,
+    any move of one step).
     """
     obs, shape = data.observations, (2,) if not env.discrete else ()
     if obs.shape[1:] != (2,) or data.actions.shape[1:] != shape:
@@ -463,10 +470,8 @@ def check_dataset(data, env):
     if env.discrete and (data.actions.dtype.kind not in "iu" or data.actions.min() < 0
                          or data.actions.max() > 4):
         raise ValueError(f"actions of {env.name} are integers from 0 to 4")
-    cells = env.cell(obs)
-    known = ((cells >= 0) & (cells < env.walls.shape)).all(-1)
-    known[known] = ~env.walls[tuple(cells[known].T)]
-    if known.mean() < 0.99:
+    known = env.is_free(obs)
+    if known.mean() < (1 if env.discrete else 0.99):
         raise ValueError(f"{1 - known.mean():.0%} of the positions lie outside the free cells of "
                          f"{env.name}; the data set is of another maze")
     i = data.valid[:: max(1, len(data.valid) // 100_000)]
@@ -478,9 +483,9 @@ def check_dataset(data, env):
             fits = env.success(env.move(obs[i], data.actions[i]), obs[i + 1])
     else:
         free = obs[i] + env.speed * np.clip(data.actions[i], -1, 1)
-        i, free = i[env._deepest_contact(free)[0] < 0], free[env._deepest_contact(free)[0] < 0]
-        fits = np.abs(free - obs[i + 1]).max(-1) < 1e-3
-    if fits.mean() < 0.99:
+        clear = env._deepest_contact(free)[0] < 0
+        fits = np.abs(free - obs[i + 1])[clear].max(-1) < 1e-3
+    if fits.mean() < (1 if env.discrete else 0.99):
         step = "the move" if env.discrete else f"{env.speed} x action"
         raise ValueError(f"{1 - fits.mean():.0%} of the free steps are not {step} of {env.name}; "
                          "the data set is of another environment")

@@ -34,6 +34,8 @@ from scipy.stats import trim_mean
 
 import nets
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+
 # ----------------------------------------------------------------------------- flags
 
 
@@ -42,7 +44,7 @@ def option(default, help, choices=None):
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
-def _numbers(text):
+def sizes(text):
     return tuple(int(x) for x in text.split(","))
 
 
@@ -89,7 +91,8 @@ def parser(config_class, description):
     group.add_argument("--jobs", type=int, metavar="N", help="processes at once (default 1)")
     group.add_argument("--resume", metavar="DIR", help="go on with an interrupted run")
     group.add_argument("--eval", metavar="DIR", help="evaluate the checkpoint of a run")
-    group = p.add_argument_group("the algorithm and its task")
+    group = p.add_argument_group("the algorithm and its task (environments and agents change some "
+                                 "defaults; config.json has what a run used)")
     for field in dataclasses.fields(config_class):
         kind, flag = type(field.default), "--" + field.name.replace("_", "-")
         text = f"{field.metadata['help']} (default {_text(field.default)})".replace("%", "%%")
@@ -99,7 +102,7 @@ def parser(config_class, description):
             group.add_argument(flag, help=text, choices=field.metadata["choices"],
                                metavar=None if field.metadata["choices"] else kind.__name__.upper()
                                if kind is not tuple else "N,N,...",
-                               type=_numbers if kind is tuple else kind)
+                               type=sizes if kind is tuple else kind)
     return p
 
 
@@ -132,7 +135,9 @@ def main(config_class, description, resolve, prepare, train, evaluate):
         config = resolve(given)
         if old or resume:
             tree = nets.load_tree(os.path.join(resume or old, "checkpoint.npz"))
-        problem = prepare(config)
+            problem = prepare(config, tree)
+        else:
+            problem = prepare(config)
         if old:
             return show(evaluate(problem, tree))
         if resume and os.path.exists(os.path.join(resume, "summary.json")):
@@ -169,7 +174,7 @@ def _run_seeds(given, seeds, folder, jobs, resolve, prepare):
     except ValueError:
         raise ValueError(f"--seeds wants A-B or A,B,C, not {seeds!r}") from None
     config = resolve(given)
-    prepare(config)                                     # refuse bad input once, not per seed
+    prepare(config)                                     # refuse bad input once, not for each seed
     folder = folder or free_folder(config).replace(f"seed{config.seed}", f"seeds{seeds[0]}-"
                                                    f"{seeds[-1]}")
     if os.path.exists(folder):
@@ -179,7 +184,7 @@ def _run_seeds(given, seeds, folder, jobs, resolve, prepare):
     for name, value in given.items():
         flag = "--" + name.replace("_", "-")
         words += [flag] if value is True else [f"--no-{flag[2:]}"] if value is False \
-            else [f"{flag}={_text(value)}"]
+            else [f"{flag}={_text(value) if isinstance(value, tuple) else value}"]
     runs = {str(s): ([sys.argv[0], *words, f"--seed={s}"], os.path.join(folder, f"seed{s}"))
             for s in seeds}
     rows = []
@@ -373,7 +378,7 @@ def experiments():
     """Sections of experiments.ini: title, seeds, columns, and one command line for each row."""
     ini = configparser.ConfigParser(interpolation=None)
     ini.optionxform = str
-    ini.read(os.path.join(os.path.dirname(os.path.abspath(__file__)), "experiments.ini"))
+    ini.read(os.path.join(HERE, "experiments.ini"))
     known = ("title", "seeds", "columns")
     return {name: {"title": section["title"], "seeds": seed_range(section["seeds"]),
                    "columns": section["columns"].split(),
@@ -383,8 +388,8 @@ def experiments():
 
 def run_experiment(name, jobs):
     """Run what results/<name>.csv lacks; a row is written as each run ends."""
-    experiment, path = experiments()[name], os.path.join("results", f"{name}.csv")
-    os.makedirs("results", exist_ok=True)
+    experiment, path = experiments()[name], os.path.join(HERE, "results", f"{name}.csv")
+    os.makedirs(os.path.join(HERE, "results"), exist_ok=True)
     os.makedirs(os.path.join("runs", name), exist_ok=True)
     rows = read_rows(path) if os.path.exists(path) else []
     have = {(row["row"], int(row["seed"])) for row in rows}
@@ -414,7 +419,7 @@ def interval(x, samples=2000):
 def table(name):
     """The markdown table of an experiment, from results/<name>.csv."""
     experiment = experiments()[name]
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results", f"{name}.csv")
+    path = os.path.join(HERE, "results", f"{name}.csv")
     if not os.path.exists(path):
         return f"{experiment['title']}: not run yet."
     rows = read_rows(path)
@@ -455,10 +460,13 @@ def _program():
     commands.add_parser("report", help="renew the tables of README.md")
     given = p.parse_args()
     if given.command == "run":
+        if given.jobs < 1:
+            refuse(f"--jobs must be at least 1, not {given.jobs}")
         sys.exit(1 if run_experiment(given.name, given.jobs) else 0)
-    with open("README.md") as file:
+    readme = os.path.join(HERE, "README.md")
+    with open(readme) as file:
         old = file.read()
-    _write("README.md", report(old))
+    _write(readme, report(old))
     print("README.md is up to date" if report(old) == old else "renewed the tables of README.md")
 
 

@@ -21,12 +21,14 @@ ogbench, impls/agents/hiql.py) differ, what is done here, and why:
      its current value, each head regresses to its own target, the losses add. As C, O.
  D3  Target network: the EMA of the two value heads alone, from the parameters before the step;
      phi is one, current, shared, trained by the value loss alone. As C, O.
- D4  A = V(w,g) - V(s,g) and V(s1,w) - V(s,w): the paper's n-step advantage without rewards and
-     discount; mean of the online heads. As P's simplification, C, O.
+ D4  A = V(w,g) - V(s,g) and V(s1,w) - V(s,w): the n-step advantage without rewards and discount;
+     mean of the online heads. As C, O, and P as others report it.
  D5  Success: the goal is the state's own row of the data ("index"), not an equal state. Reward 0
      and mask 0 there, so goals absorb. As C, O; `--success state` is the alternative.
  D6  Subgoals are exactly k steps ahead, cut at the goal or the trajectory's last row but one, the
      last that has a transition; goals are never the last row. As O; C's goals may be any row.
+     Policy goals: the trajectory's future (O on navigate data; C takes 30 % random ones, O half on
+     stitch data: `--high-random`).
  D7  Policies: Gaussians with std 1 (O) or a learned one, the same in all states (C): `--std`. As
      O. GELU without LayerNorm as O (C: ReLU); value and phi: Dense, GELU, LayerNorm as C, O.
  D8  phi: P writes phi(g); P's experiments, C and O use phi([s; g]), scaled to length sqrt(R), no
@@ -37,12 +39,14 @@ ogbench, impls/agents/hiql.py) differ, what is done here, and why:
  D10 The manager is asked at every step (C, O), not every k (`--requery`); its mean is scaled to
      length sqrt(R) before the worker sees it, actions are the mean, clipped.
  D11 AWR weights min(exp(alpha A), 100): as C, O, with the exponent clipped lest float32 overflow.
- D12 Sizes: C, O train 512x3 with batches of 1024 for 10^6 steps. Here 128x3 and 256, Adam 2e-3
-     (C, O: 3e-4) that falls linearly to 0 over the second half, target rate 0.1 (0.005), inverse
-     temperatures 10 (O: 3, C: 1).
- D13 `gciql` extracts its policy by AWR as IQL (Kostrikov et al. 2021); O's published GCIQL by
-     DDPG+BC.
- D14 Initialisation of first layers: see `init`. C, O: Glorot, biases 0. `--kinks zero`.
+ D12 Sizes: O trains 512x3 (C too, but actors 256x2) with batches of 1024 for 10^6 steps. Here
+     128x3 and 256, Adam 2e-3 (C, O: 3e-4) that falls linearly to 0 over the second half, target
+     rate 0.1 (0.005), inverse temperatures 10 (O: 3, C: 1). gamma and k follow the robot's clock, four times O's on the
+     default maze: 0.98 and 8 (O: 0.99 and 25).
+ D13 `gciql` extracts its policy by AWR, from the online Q, at the expectile of hiql; IQL
+     (Kostrikov et al. 2021) from the target Q; O's published GCIQL by DDPG+BC at expectile 0.9.
+ D14 Initialisation of first layers, all inputs alike: see `init`. C, O: Glorot, biases 0, which
+     is `--kinks zero`.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -77,9 +81,9 @@ class Config:
     lr: float = option(2e-3, "Adam's learning rate (C, O: 3e-4)")
     decay: bool = option(True, "learning rate falls linearly to 0 over the second half [D12]")
     gamma: float = option(0.98, "discount (C, O: 0.99)")
-    expectile: float = option(0.7, "tau of Eq. (4) (C, O: 0.7)")
+    expectile: float = option(0.7, "tau of Eq. (4) (C, O: 0.7; O gciql: 0.9)")
     target_rate: float = option(0.1, "EMA rate of the target network (C, O: 0.005)")
-    k: int = option(8, "subgoal steps (C, O: 25 on ant and point mazes)")
+    k: int = option(8, "subgoal steps (C: 25 on antmaze-large, O: 25 on point and ant)")
     high_alpha: float = option(10.0, "inverse temperature of the manager's AWR (O: 3, C: 1)")
     low_alpha: float = option(10.0, "inverse temperature of the worker's AWR (O: 3, C: 1)")
     flat_alpha: float = option(10.0, "inverse temperature of the flat policy's AWR (O: 10)")
@@ -93,7 +97,8 @@ class Config:
     p_current: float = option(0.2, "value goals: the state itself (C, O)")
     p_future: float = option(0.5, "value goals: geometric future (C, O)")
     p_random: float = option(0.3, "value goals: random (C, O)")
-    high_random: float = option(0.0, "policy goals: fraction of random ones (O: 0, stitch 0.5)")
+    high_random: float = option(0.0, "policy goals: fraction of random ones (C: 0.3; O: 0, on "
+                                "stitch data 0.5)")
     kinks: str = option("data", "first-layer biases: units bend at data points, or at zero [D14]",
                         ("data", "zero"))
     success: str = option("index", "when a goal counts as reached in the data [D5]",
@@ -104,8 +109,7 @@ class Config:
 
 
 DEFAULTS = {                            # what an environment changes, by the start of its name
-    "grid": dict(gamma=0.95, k=5, steps=6000),
-    "grid-maze": dict(steps=12_000),
+    "grid": dict(gamma=0.95, k=5, steps=12_000),
     "point-umaze": dict(gamma=0.99, k=25),
     "point-giant": dict(gamma=0.99),
     "pointmaze": dict(gamma=0.99, k=25),
@@ -153,6 +157,8 @@ def resolve(given):
         raise ValueError(f"--action-free needs an action-free value (hiql, flat), not {c.agent}")
     if c.contrast and c.agent != "hiql":
         raise ValueError("--contrast is for --agent hiql: the flat policy learns from its value")
+    if c.agent in ("gcbc", "hgcbc") and (c.high_alpha or c.low_alpha or c.flat_alpha):
+        raise ValueError(f"{c.agent} clones behaviour: its temperatures --...-alpha are 0")
     if c.agent == "hgcbc" and c.subgoal != "none":
         raise ValueError("hgcbc has no value to learn phi from; it wants --subgoal none")
     return c
@@ -161,8 +167,11 @@ def resolve(given):
 # -------------------------------------------------------------------------------------- data
 
 
-def prepare(c):
-    """Environment, data set, and what sampling needs of it. ValueError, OSError: bad input."""
+def prepare(c, tree=None):
+    """Environment, data set, and what sampling needs of it. ValueError, OSError: bad input.
+
+    tree: a checkpoint; ValueError if its arrays are not those that c makes.
+    """
     env = envs.make(c.env)
     rngs = experiment.generators(c.seed, "data", "hide", "init", "flat", "batch")
     if c.dataset:
@@ -170,9 +179,9 @@ def prepare(c):
         envs.check_dataset(data, env)
     else:
         data = envs.collect(env, rngs["data"], **envs.ENVIRONMENTS[c.env][2])
-    if c.k >= data.lengths.max():
-        raise ValueError(f"--k {c.k} must be below the longest trajectory, "
-                         f"{data.lengths.max()} rows")
+    if c.k >= data.lengths.max() - 1:
+        raise ValueError(f"--k {c.k} must be below the {data.lengths.max() - 1} transitions of the "
+                         "longest trajectory")
     trajectories = len(data.lengths)
     hidden = round(c.action_free * trajectories)
     if hidden >= trajectories:
@@ -180,7 +189,16 @@ def prepare(c):
     shown = np.ones(trajectories, bool)
     shown[rngs["hide"].permutation(trajectories)[:hidden]] = False
     labelled = data.valid[np.repeat(shown, data.lengths)[data.valid]]
-    return SimpleNamespace(config=c, env=env, data=data, labelled=labelled, rngs=rngs)
+    problem = SimpleNamespace(config=c, env=env, data=data, labelled=labelled, rngs=rngs)
+    if tree is not None:
+        fresh = init(c, env, data, experiment.generators(c.seed, "init", "flat"))
+        if shapes(fresh) != shapes(tree["params"]) or set(tree["rng"]) != set(rngs):
+            raise ValueError("the checkpoint does not fit its config.json")
+    return problem
+
+
+def shapes(tree):
+    return {name: x.shape for name, x in nets.flatten(tree).items()}
 
 
 def sample(data, labelled, rng, c):
@@ -243,7 +261,7 @@ def phi(params, s, g, c):
     return z, lambda dz: {"phi": back_mlp(back_length(dz)[0])[1]}
 
 
-def phi_value(params, s, g, c):
+def phi_constant(params, s, g, c):
     """phi as a constant, without the work for a derivative."""
     if c.subgoal == "none":
         return g
@@ -262,7 +280,7 @@ def value(p, *inputs):
     return v[..., 0], back
 
 
-def value_value(p, *inputs):
+def value_constant(p, *inputs):
     """`value` as a constant, without the work for a derivative."""
     return stop(forward(p, concat(*inputs)))[..., 0]
 
@@ -270,8 +288,8 @@ def value_value(p, *inputs):
 def advantage(params, s, s2, g, c):
     """A = V(s2, g) - V(s, g), mean of the online heads, constant [D4]; and phi([s; g])."""
     both = np.concatenate([s, s2])              # one evaluation for both states
-    z = phi_value(params, both, np.concatenate([g, g]), c)
-    v = value_value(params["value"], both, z).mean(0)
+    z = phi_constant(params, both, np.concatenate([g, g]), c)
+    v = value_constant(params["value"], both, z).mean(0)
     return v[len(s):] - v[:len(s)], z[:len(s)]
 
 
@@ -306,9 +324,9 @@ def value_loss(params, batch, c):
     """
     s, s1, g, r, m = (batch[name] for name in ("s", "s1", "g", "r", "m"))
     z, back_phi = phi(params, s, g, c)
-    z1 = phi_value(params, s1, g, c)
+    z1 = phi_constant(params, s1, g, c)
     v, back_v = value(params["value"], s, z)
-    t, t1 = value_value(params["target"], s, stop(z)), value_value(params["target"], s1, z1)
+    t, t1 = value_constant(params["target"], s, stop(z)), value_constant(params["target"], s1, z1)
     q = r + c.gamma * m * t1
     q_min = r + c.gamma * m * t1.min(0)
     adv = q_min - t.mean(0)
@@ -326,7 +344,7 @@ def high_loss(params, batch, c):
     """
     s, g, w = batch["s"], batch["g_high"], batch["w_high"]
     adv, _ = advantage(params, s, w, g, c) if c.high_alpha else (np.zeros(len(s), s.dtype), None)
-    target = phi_value(params, s, w, c) if c.subgoal != "none" else w - s      # [D8]
+    target = phi_constant(params, s, w, c) if c.subgoal != "none" else w - s      # [D8]
     loss, grads, info = awr("high", params["high"], concat(s, g), target,
                             awr_weight(c.high_alpha, adv))
     return loss, grads, {**info, "adv": adv, "target": target}
@@ -338,7 +356,10 @@ def low_loss(params, batch, c):
     L = -mean( min(exp(alpha A), 100) log pi_l(a | s, phi(s, w)) ), phi constant [D3].
     """
     s, s1, a, w = (batch[name] for name in ("s_low", "s1_low", "a", "w"))
-    adv, z = advantage(params, s, s1, w, c) if c.low_alpha else (np.zeros(len(s), s.dtype), w)
+    if c.low_alpha:
+        adv, z = advantage(params, s, s1, w, c)
+    else:
+        adv, z = np.zeros(len(s), s.dtype), phi_constant(params, s, w, c)
     loss, grads, info = awr("low", params["low"], concat(s, z), a, awr_weight(c.low_alpha, adv))
     return loss, grads, {**info, "adv": adv, "phi": z}
 
@@ -363,9 +384,9 @@ def gciql_loss(params, batch, c):
     a = vector(batch["a"])
     v, back_v = value(params["v"], s, g)
     q, back_q = value(params["q"], s, g, a)
-    adv = value_value(params["target"], s, g, a).min(0) - v
+    adv = value_constant(params["target"], s, g, a).min(0) - v
     weight = np.where(adv.real >= 0, c.expectile, 1 - c.expectile).astype(s.dtype)
-    error = stop(r + c.gamma * m * value_value(params["v"], s1, g)) - q
+    error = stop(r + c.gamma * m * value_constant(params["v"], s1, g)) - q
     loss = (weight * adv * adv).mean() + (error * error).mean(-1).sum()
     grads = {"v": back_v(-2 / len(s) * weight * adv)[1], "q": back_q(-2 / len(s) * error)[1]}
     return loss, grads, {"v": v, "adv": adv}
@@ -374,7 +395,7 @@ def gciql_loss(params, batch, c):
 def gciql_policy_loss(params, batch, c):
     """AWR with A = min_j Q_j(s, a, g) - V(s, g) [D13]."""
     s, g, a = batch["s"], batch["g_high"], vector(batch["a"])
-    adv = value_value(params["q"], s, g, a).min(0) - value_value(params["v"], s, g)
+    adv = value_constant(params["q"], s, g, a).min(0) - value_constant(params["v"], s, g)
     return awr("flat", params["flat"], concat(s, g), batch["a"], awr_weight(c.flat_alpha, adv))
 
 
@@ -539,11 +560,13 @@ def evaluate_all(problem, params, at):
 
 
 def phases(c):
-    """[(first update, names of losses)]; joint: one phase, sequential: value, then policies."""
+    """[{name: loss function}], one for each phase: joint all, sequential value, then policies."""
     losses = dict(LOSSES[c.agent], **({"flat": flat_loss} if c.contrast else {}))
     if c.schedule == "joint":
         return [losses]
-    return [{k: f for k, f in losses.items() if (k == "value") == first} for first in (True, False)]
+    first = {name: loss for name, loss in losses.items() if name == "value"}
+    second = {name: loss for name, loss in losses.items() if name != "value"}
+    return [part for part in (first, second) if part]
 
 
 def train(problem, run):
@@ -564,6 +587,8 @@ def train(problem, run):
     last = None
     for u in range(start, total):
         losses, at = parts[u // c.steps], u % c.steps
+        if u and not at:                                # a new phase has its own Adam
+            optimiser = adam_init({name: p for name, p in params.items() if name != "target"})
         lr = c.lr * min(1, 2 * (1 - at / c.steps)) if c.decay else c.lr
         batch = sample(problem.data, problem.labelled, rngs["batch"], c)
         with np.errstate(over="ignore", invalid="ignore"):      # the next lines look at it
@@ -572,10 +597,12 @@ def train(problem, run):
             if not np.isfinite(x):
                 raise FloatingPointError(f"the {name} loss became {x} at update {u + 1}")
         done = u + 1
-        if done % 100 == 0 or done == 1:
+        if done % 100 == 0 or at == 0:
             run.log("train", {"update": done, **{f"{k}_loss": float(x) for k, x in values.items()},
                               "seconds": run.seconds()})
         if done % c.eval_every == 0 or done == total:
+            if not all(np.isfinite(x).all() for x in nets.flatten(params).values()):
+                raise FloatingPointError(f"the parameters are no longer finite at update {done}")
             last = evaluate_all(problem, params, done)
             run.log("eval", {"update": done, **last, "seconds": run.seconds()})
         if done % c.eval_every == 0 or done == total or run.stop:
@@ -597,7 +624,7 @@ def summarise(problem, last, updates, seconds):
 
 
 def evaluate_checkpoint(problem, tree):
-    """The summary of a saved run: the same starts and goals as at the end of training."""
+    """The summary of a saved run: the same starts and goals as after that update."""
     at = int(tree["update"])
     return summarise(problem, evaluate_all(problem, tree["params"], at), at, float(tree["seconds"]))
 
@@ -608,7 +635,7 @@ def evaluate_checkpoint(problem, tree):
 def mean_value(params, s, g, c):
     """V(s, g), mean of the two heads: s, g (N,2) -> (N,)."""
     s, g = s.astype(np.float32), g.astype(np.float32)
-    return value_value(params["value"], s, phi_value(params, s, g, c)).mean(0)
+    return value_constant(params["value"], s, phi_constant(params, s, g, c)).mean(0)
 
 
 def draw(problem, params, run):
@@ -640,10 +667,11 @@ def draw_curve(run):
     rows, losses = run.logs["eval"], run.logs["train"]
     for ax, log, ending in ((top, rows, "success"), (top, rows, "success_random"),
                             (bottom, losses, "_loss")):
-        for key in [key for key in (log[0] if log else {}) if key.endswith(ending)]:
-            ax.plot([int(r["update"]) for r in log], [float(r[key]) for r in log], label=key,
-                    ls=":" if "random" in key else "-", color="C1" if "flat" in key and ax is top
-                    else "C0" if ax is top else None)
+        for key in sorted({key for row in log for key in row if key.endswith(ending)}):
+            points = [(int(row["update"]), float(row[key])) for row in log
+                      if row.get(key, "") != ""]
+            ax.plot(*zip(*points), label=key, ls=":" if "random" in key else "-", color=None
+                    if ax is bottom else "C1" if "flat" in key else "C0")
     top.set_ylim(-0.03, 1.03)
     bottom.set(yscale="symlog", xlabel="updates")
     top.legend(fontsize=8)
@@ -675,7 +703,8 @@ def draw_value(problem, params, run, shown):
         maps = [("V(s, g)", mean_value(params, points, g.repeat(len(points), 0), c))]
         if env.discrete:
             maps.append(("exact", exact[:, env.number(g)[0]]))
-        low, high = min(v.min() for _, v in maps), max(v.max() for _, v in maps)
+        low = min(np.nanmin(v) for _, v in maps)
+        high = max(np.nanmax(v) for _, v in maps)
         for ax, (name, v) in zip(axes[:, i], maps):
             image = envs.draw_maze(ax, env, v, cmap="viridis", vmin=low, vmax=high)
             figure.colorbar(image, ax=ax, shrink=0.7)
@@ -685,7 +714,7 @@ def draw_value(problem, params, run, shown):
         for s in path[::c.k] if "high" in params else []:
             s = s[None].astype(np.float32)
             z = subgoal(params, s, g.astype(np.float32), c)
-            there = phi_value(params, s.repeat(len(points), 0), points.astype(np.float32), c)
+            there = phi_constant(params, s.repeat(len(points), 0), points.astype(np.float32), c)
             w = points[((there - z) ** 2).sum(-1).argmin()]
             axes[0, i].annotate("", envs.plot_xy(env, w), envs.plot_xy(env, s[0]),
                                 arrowprops=dict(arrowstyle="->", color="C1", lw=1))
@@ -702,7 +731,8 @@ def draw_signal(problem, params, run, n=4000):
     c, env, data = problem.config, problem.env, problem.data
     rng, obs = np.random.default_rng(c.seed), data.observations
     i = data.valid[data.valid + c.k <= data.last[data.valid] - 1]
-    i, g = rng.choice(i, n), obs[rng.choice(data.valid, n)]
+    i = i[env.is_free(obs[i]) & env.is_free(obs[i + 1]) & env.is_free(obs[i + c.k])]
+    i, g = rng.choice(i, n), obs[rng.choice(i, n)]
     s, s1, w = obs[i], obs[i + 1], obs[i + c.k]
     far = env.path_length(s, g)
     figure, ax = envs.plt.subplots(figsize=(6, 3.6))

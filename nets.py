@@ -25,6 +25,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 import ctypes
 import math
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -304,7 +305,7 @@ def load_tree(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             return unflatten({name: file[name] for name in file.files})
-    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as e:
+    except (ValueError, TypeError, AttributeError, EOFError, zlib.error, zipfile.BadZipFile) as e:
         raise ValueError(f"{path} is not an npz file of plain arrays ({e})") from None
 
 

@@ -224,8 +224,9 @@ def test_golden_losses_gradients_and_intermediate_values():
     pairs = {"low": ("s", "s1", "w"), "high": ("s", "w_high", "g_high")}
     for name, (s, s2, g) in pairs.items():
         for key, x in (("v", s), ("nv", s2)):
-            rep = hiql.phi_value(params, batch[x], batch[g], c)
-            close(hiql.value_value(params["value"], batch[x], rep).mean(0), z[f"fwd/{name}_{key}"])
+            rep = hiql.phi_constant(params, batch[x], batch[g], c)
+            v = hiql.value_constant(params["value"], batch[x], rep).mean(0)
+            close(v, z[f"fwd/{name}_{key}"])
 
 
 def test_golden_evaluation_action():
@@ -294,7 +295,7 @@ def certificate():
         errors[f"loss: {name}"] = nets.derivative_error(
             lambda tree: loss(tree, batch, c)[0], params, grads)
     c, params, batch = toy()
-    z = hiql.phi_value(params, batch["s"], batch["g"], c)
+    z = hiql.phi_constant(params, batch["s"], batch["g"], c)
     v, back = hiql.value(params["value"], batch["s"], z)
     dv = np.random.default_rng(0).normal(size=v.shape)
     dz, grads = back(dv)
@@ -463,7 +464,7 @@ def test_nothing_tunnels_or_overlaps_walls(name):
         # two cells apart is a step around a corner; cells that touch by a corner only are 4 or
         # more steps apart
         assert env.distance[env.number(s), env.number(moved)].max() <= 2
-        assert ((moved - s) ** 2).sum(1).max() < 3 * env.speed**2
+        assert ((moved - s) ** 2).sum(1).max() < 3.4 * env.speed**2
         for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7),
                        (-0.7, -0.7)):
             env.number(moved + (env.radius - 1e-6) * np.array([dx, dy]))  # raises in a wall
@@ -816,6 +817,20 @@ def test_resume_equals_never_having_stopped(tmp_path, monkeypatch):
     assert hiql_main("--resume", parts) == 0                # finished: left as it is
 
 
+def test_sequential_schedule_trains_the_value_first(tmp_path):
+    """As many updates in each phase; the value is final when the policies begin."""
+    out = tmp_path / "run"
+    assert hiql_main(*TINY, "--schedule", "sequential", "--out", out) == 0
+    assert json.loads((out / "summary.json").read_text())["updates"] == 40
+    rows = experiment.read_rows(out / "train.csv")
+    assert [bool(row["value_loss"]) for row in rows] == [True, False]
+    assert [bool(row["low_loss"]) for row in rows] == [False, True]
+    c = hiql.resolve({"quick": True, "schedule": "sequential"})
+    assert [sorted(losses) for losses in hiql.phases(c)] == [["value"], ["flat", "high", "low"]]
+    assert sorted(hiql.phases(dataclasses.replace(c, schedule="joint"))[0]) == [
+        "flat", "high", "low", "value"]
+
+
 def test_nan_stops_the_run_and_names_the_loss(tmp_path, capsys):
     assert hiql_main(*TINY, "--out", tmp_path / "r", "--lr", 1e30) == 1
     assert re.search(r"the (value|high|low|flat) loss became nan at update \d", capsys.readouterr()
@@ -829,10 +844,11 @@ WRONG = [("--env point-tiny", "invalid choice"), ("--agent sac", "invalid choice
          ("--lr nan", "--lr"), ("--gamma 1", "--gamma"), ("--gamma 1.5", "--gamma"),
          ("--expectile 0", "--expectile"), ("--target-rate 2", "--target-rate"),
          ("--p-current 0.5", "must be 1, not"), ("--p-random -0.1", "--p-random"),
-         ("--k 201", "--k 201 must be below the longest trajectory, 201 rows"),
+         ("--k 201", "--k 201 must be below the 200 transitions"),
          ("--k 0", "--k must be positive"), ("--action-free 1", "hides the actions of all"),
          ("--agent gciql --action-free 0.5", "action-free value"),
          ("--agent flat --contrast", "--contrast is for"), ("--seed -1", "--seed"),
+         ("--agent gcbc --flat-alpha 1", "clones behaviour"),
          ("--agent hgcbc --subgoal phi_g", "wants --subgoal none"),
          ("--dataset nowhere.npz", "nowhere.npz"), ("--dataset test_all.py", "not an npz file"),
          ("--resume nowhere", "nowhere"), ("--eval .", "config.json"), ("--jobs 0", "--jobs"),
