@@ -41,8 +41,8 @@ ogbench, impls/agents/hiql.py) differ, what is done here, and why:
  D11 AWR weights min(exp(alpha A), 100): as C, O, with the exponent clipped lest float32 overflow.
  D12 Sizes: O trains 512x3 (C too, but actors 256x2) with batches of 1024 for 10^6 steps. Here
      128x3 and 256, Adam 2e-3 (C, O: 3e-4) that falls linearly to 0 over the second half, target
-     rate 0.1 (0.005), inverse temperatures 10 (O: 3, C: 1). gamma and k follow the robot's clock, four times O's on the
-     default maze: 0.98 and 8 (O: 0.99 and 25).
+     rate 0.1 (0.005), inverse temperatures 10 (O: 3, C: 1). gamma and k follow the robot's clock,
+     four times O's on the default maze: 0.98 and 8 (O: 0.99 and 25).
  D13 `gciql` extracts its policy by AWR, from the online Q, at the expectile of hiql; IQL
      (Kostrikov et al. 2021) from the target Q; O's published GCIQL by DDPG+BC at expectile 0.9.
  D14 Initialisation of first layers, all inputs alike: see `init`. C, O: Glorot, biases 0, which

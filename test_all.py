@@ -788,6 +788,7 @@ def test_a_run_leaves_its_files_and_evaluates_again(tmp_path, capsys):
 
 def test_resume_equals_never_having_stopped(tmp_path, monkeypatch):
     """Stopped after update 13 and resumed: same bits, same logs; same seed, same bits."""
+    monkeypatch.setattr(hiql, "draw", lambda *_: None)
     whole, parts, other = tmp_path / "whole", tmp_path / "parts", tmp_path / "other"
     assert hiql_main(*TINY, "--out", whole) == 0
     assert hiql_main(*TINY, "--out", other, "--eval-every", 7) == 0
