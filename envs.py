@@ -356,9 +356,9 @@ class PointMaze(Maze):
 # are those OGBench published; a trajectory of T rows holds T - 1 transitions.
 ENVIRONMENTS = {
     "grid-fourrooms": (GridWorld, dict(layout="fourrooms"),
-                       dict(kind="navigate", episodes=500, rows=201, noise=0.5)),
+                       dict(kind="navigate", episodes=1000, rows=201, noise=0.3)),
     "grid-maze": (GridWorld, dict(layout="maze"),
-                  dict(kind="navigate", episodes=500, rows=201, noise=0.3)),
+                  dict(kind="navigate", episodes=1000, rows=201, noise=0.3)),
     "point-umaze": (PointMaze, dict(layout="umaze", speed=0.2, limit=500, radius=0.0, noise=0.1),
                     dict(kind="navigate", episodes=500, rows=501, noise=0.5)),
 }

@@ -109,7 +109,7 @@ class Config:
 
 
 DEFAULTS = {                            # what an environment changes, by the start of its name
-    "grid": dict(gamma=0.95, k=5, steps=12_000),
+    "grid": dict(gamma=0.95, k=5, steps=8000),
     "point-umaze": dict(gamma=0.99, k=25),
     "point-giant": dict(gamma=0.99),
     "pointmaze": dict(gamma=0.99, k=25),
