@@ -114,7 +114,8 @@ def main(config_class, description, resolve, prepare, train, evaluate):
     """The program of an algorithm.
 
     resolve(given) -> config      flags given (a dict, "quick" among them) -> a whole config
-    prepare(config) -> problem    environment, data, ...; ValueError or OSError refuses the input
+    prepare(config[, tree]) -> problem    environment, data, ...; ValueError or OSError refuses the
+                                  input, or a checkpoint's tree that does not fit
     train(problem, run) -> None   train and write to run, a `Run`
     evaluate(problem, tree) -> dict    summary of a checkpoint's tree
     """
