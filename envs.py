@@ -20,11 +20,12 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
 from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import shortest_path
+from scipy.sparse.csgraph import connected_components, shortest_path
 
 matplotlib.use("Agg")                   # pictures go to files; no screen is needed
 import matplotlib.pyplot as plt
@@ -151,6 +152,13 @@ class Maze:
         gap = np.abs(self.cells[:, None] - self.cells[None]).sum(-1)
         return shortest_path(csr_matrix(gap == 1), unweighted=True, return_predecessors=True)
 
+    @cached_property
+    def corridors(self):
+        """Which cells (n,) are straight corridors: two open sides, opposite each other."""
+        i, j = self.cells.T
+        rows, columns = ~self.walls[[i - 1, i + 1], j], ~self.walls[i, [j - 1, j + 1]]
+        return (rows.all(0) & ~columns.any(0)) | (columns.all(0) & ~rows.any(0))
+
     def number(self, obs):
         """Numbers (N,) of the cells that observations (N, 2) lie in; ValueError in a wall."""
         i, j = np.clip(self.cell(obs), 0, np.array(self.walls.shape) - 1).T
@@ -264,15 +272,19 @@ class PointMaze(Maze):
     Contact: the disc is pushed out of the wall along the normal of its deepest contact until
     none is left, so that it slides along walls without friction. Moves longer than the radius
     (or 0.02 cells) are made in equal parts, so that nothing passes through a wall or a corner.
-    Success: within 1.0 of the goal. Starts and goals: cell centre + U(-noise, noise)^2.
+    contact="undo" is the contact of HIRO's robot instead: a move whose end lies in a wall is not
+    made at all. Success: within 1.0 of the goal. Starts and goals: cell centre + U(-noise, noise)^2.
     """
 
     discrete, action_dim, far, tolerance, side = False, 2, 6, 1.0, 4.0
 
-    def __init__(self, name, layout, speed, limit, radius=0.7, noise=1.0):
+    def __init__(self, name, layout, speed, limit, radius=0.7, noise=1.0, contact="slide"):
         super().__init__(name, layout)
         if not 0 <= radius < 0.5 * self.side or not speed > 0:
             raise ValueError(f"radius {radius} must be in [0, 2) and speed {speed} positive")
+        if contact not in ("slide", "undo"):
+            raise ValueError(f"contact must be slide or undo, not {contact!r}")
+        self.contact = contact
         self.radius = max(radius, 1e-6)         # a point keeps off the walls by a hair
         self.speed, self.time_limit, self.noise = speed, limit, noise
 
@@ -293,16 +305,22 @@ class PointMaze(Maze):
         a = np.asarray(a, float)
         if a.shape != (len(s), 2) or not np.isfinite(a).all():
             raise ValueError("a point-maze action is two finite numbers for each agent")
+        s, step = np.array(s, float), self.speed * np.clip(a, -1, 1)
+        if self.contact == "undo":
+            return np.where(self.is_free(s + step)[:, None], s + step, s)
         parts = int(np.ceil(self.speed * np.sqrt(2) / max(self.radius, 0.02 * self.side)))
-        s = np.array(s, float)
+        half = self.side / 2
+        margin = max(self.radius, self.speed / parts) + 1e-6            # of possible contact
         for _ in range(parts):
-            s += self.speed / parts * np.clip(a, -1, 1)
-            self._push_out(s)
+            s += step / parts
+            off = np.abs(np.remainder(s + half, self.side) - half)      # from the cell's centre
+            near = off.max(-1) > half - margin
+            if near.any():
+                self._push_out(s, np.flatnonzero(near))
         return s
 
-    def _push_out(self, s):
-        """Push discs at s (N,2) out of the walls, in place."""
-        live = np.arange(len(s))
+    def _push_out(self, s, live):
+        """Push the discs `live` among those at s (N,2) out of the walls, in place."""
         for _ in range(4):                      # a concave corner takes two pushes, rarely more
             depth, normal = self._deepest_contact(s[live])
             live, depth, normal = live[depth > 1e-9], depth[depth > 1e-9], normal[depth > 1e-9]
@@ -381,6 +399,120 @@ def make(name, **changes):
     kind, arguments, _ = ENVIRONMENTS[name]
     return kind(name, **{**arguments, **changes})
 
+
+# --------------------------------------------------------------- tasks of online learning
+
+
+class GoalTask:
+    """A maze by the convention of Gymnasium-Robotics, for online learning: HIRO's tasks.
+
+    Observations are dicts: observation and achieved_goal are the position, desired_goal the goal,
+    each (2,). Actions lie in [-1,1]^2. The reward is minus the distance to the goal after the
+    step; nothing terminates, the time limit truncates; info["success"] tells of this step.
+    A subclass draws starts and goals (`draw`, `tests`), moves N agents (`move`) and says how far
+    they are (`distance`) and what counts as reached, at any step and at the last.
+    """
+
+    def __init__(self, maze, limit):
+        self.maze, self.limit, self.rng = maze, limit, np.random.default_rng()
+        self.action_space = SimpleNamespace(low=-np.ones(2), high=np.ones(2), shape=(2,))
+
+    def reset(self, seed=None, options=None):
+        """Gymnasium's reset; options: start and goal, (2,) each, instead of drawn ones."""
+        if seed is not None:
+            self.rng = np.random.default_rng(seed)
+        options = options or {}
+        start, goal = self.draw(self.rng, 1)
+        self.s = np.array(options.get("start", start[0]), float).reshape(1, 2)
+        self.goal = np.array(options.get("goal", goal[0]), float).reshape(1, 2)
+        self.time = 0
+        return self._observation(), {}
+
+    def step(self, action):
+        """Gymnasium's step -> (observation, reward, terminated, truncated, info)."""
+        self.s, self.time = self.move(self.s, np.asarray(action, float)[None]), self.time + 1
+        far = self.distance(self.s, self.goal)
+        return (self._observation(), -float(far[0]), False, self.time >= self.limit,
+                {"success": bool(self.reached(far)[0])})
+
+    def _observation(self):
+        return {"observation": self.s[0].copy(), "achieved_goal": self.s[0].copy(),
+                "desired_goal": self.goal[0].copy()}
+
+
+class UMazeTask(GoalTask):
+    """HIRO's U-maze (official code: create_maze_env.py, point_maze.gin) for a point mass.
+
+    Start (0, 0) + U(-0.1, 0.1)^2; training goals U(-2, 10)^2, some of them in walls; test goals
+    (0, 8), (8, 0), (8, 8) and random free positions; Euclidean distance, 500 steps. Reached:
+    within 2.5 (HIGL's evaluation), at the last step within 5 (the paper's).
+    """
+
+    def __init__(self, contact="slide"):
+        super().__init__(make("point-umaze", contact=contact), 500)
+
+    def draw(self, rng, n):
+        return rng.uniform(-0.1, 0.1, (n, 2)), rng.uniform(-2, 10, (n, 2))
+
+    def tests(self, rng, n):
+        """{name: (starts (n,2), goals (n,2))}; the first is the paper's."""
+        maze = self.maze
+        goals = {f"{x}_{y}": np.tile([float(x), float(y)], (n, 1))
+                 for x, y in ((0, 8), (8, 0), (8, 8))}
+        cells = maze.cells[rng.integers(len(maze.cells), size=n)]
+        goals["random"] = maze.centre(cells) + rng.uniform(-2, 2, (n, 2))
+        return {name: (self.draw(rng, n)[0], g) for name, g in goals.items()}
+
+    def move(self, s, a):
+        return self.maze.move(s, a)
+
+    def distance(self, s, g):
+        return np.sqrt(((s - g) ** 2).sum(-1))
+
+    def reached(self, far):
+        return far <= 2.5
+
+    def reached_last(self, far):
+        return far <= 5
+
+
+class FourRoomsTask(GoalTask):
+    """grid-fourrooms by a vector action: the axis of its largest component moves the agent.
+
+    A largest component below 0.5 stays. Start and goal are cells of different rooms (doors
+    belong to none); Manhattan distance, 100 steps; reached: the goal's cell.
+    """
+
+    def __init__(self):
+        super().__init__(make("grid-fourrooms"), 100)
+        inside = np.flatnonzero(~self.maze.corridors)           # rooms: parts without the doors
+        near = self.maze.distance[np.ix_(inside, inside)] == 1
+        room = connected_components(csr_matrix(near))[1]
+        self.pairs = inside[np.argwhere(room[:, None] != room)]
+
+    def draw(self, rng, n):
+        pairs = self.maze.cells[self.pairs[rng.integers(len(self.pairs), size=n)]].astype(float)
+        return pairs[:, 0], pairs[:, 1]
+
+    def tests(self, rng, n):
+        """{name: (starts (n,2), goals (n,2))}."""
+        return {"random": self.draw(rng, n)}
+
+    def move(self, s, a):
+        axis = np.abs(a).argmax(-1)
+        along = a[np.arange(len(a)), axis]
+        return self.maze.move(s, np.where(np.abs(along) < 0.5, 0, 1 + 2 * axis + (along > 0)))
+
+    def distance(self, s, g):
+        return np.abs(s - g).sum(-1)
+
+    def reached(self, far):
+        return far < 0.5
+
+    reached_last = reached
+
+
+GOAL_TASKS = {"point-umaze": UMazeTask, "grid-fourrooms": FourRoomsTask}
 
 # -------------------------------------------------------------------------------- data sets
 
@@ -504,10 +636,7 @@ def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5):
         raise ValueError(f"{env.name} has no data of kind {kind!r}")
     if episodes < 1 or rows < 2 or noise < 0:
         raise ValueError("collect needs episodes >= 1, rows >= 2 and noise >= 0")
-    i, j = env.cells.T
-    rows_open, columns_open = ~env.walls[[i - 1, i + 1], j], ~env.walls[i, [j - 1, j + 1]]
-    corridor = (rows_open.all(0) & ~columns_open.any(0)) | (columns_open.all(0) & ~rows_open.any(0))
-    goals = np.flatnonzero(~corridor | env.discrete)
+    goals = np.flatnonzero(~env.corridors | env.discrete)
 
     def draw_goal(start):
         if kind != "stitch":

@@ -110,7 +110,7 @@ def _text(value):
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value) or "none"
 
 
-def main(config_class, description, resolve, prepare, train, evaluate):
+def main(config_class, description, resolve, prepare, train, evaluate, counter="update"):
     """The program of an algorithm.
 
     resolve(given) -> config      flags given (a dict, "quick" among them) -> a whole config
@@ -118,6 +118,7 @@ def main(config_class, description, resolve, prepare, train, evaluate):
                                   input, or a checkpoint's tree that does not fit
     train(problem, run) -> None   train and write to run, a `Run`
     evaluate(problem, tree) -> dict    summary of a checkpoint's tree
+    counter                       what a run counts: "update" or "step"
     """
     p = parser(config_class, description)
     given = vars(p.parse_args())
@@ -143,7 +144,8 @@ def main(config_class, description, resolve, prepare, train, evaluate):
             return show(evaluate(problem, tree))
         if resume and os.path.exists(os.path.join(resume, "summary.json")):
             return print(f"{resume} is finished; its summary.json stays as it is")
-        run = Run(resume or folder or free_folder(config), config, tree if resume else None)
+        run = Run(resume or folder or free_folder(config), config, tree if resume else None,
+                  counter)
     except (ValueError, OSError) as e:
         refuse(e)
     except (KeyError, TypeError, AttributeError) as e:
@@ -245,11 +247,15 @@ class Interrupted(Exception):
 class Run:
     """The folder of one run: configuration, logs, checkpoint, summary, and the progress line."""
 
-    def __init__(self, folder, config, restored=None):
-        """restored: the tree of a checkpoint to go on from, else None for a new folder."""
+    def __init__(self, folder, config, restored=None, counter="update"):
+        """restored: the tree of a checkpoint to go on from, else None for a new folder.
+
+        folder None: nothing is written. counter: what the run counts, updates or steps.
+        """
         self.folder, self.restored, self.config = folder, restored, config
+        self.counter = counter
         self.before = float(restored["seconds"]) if restored else 0.0
-        if not restored:
+        if folder and not restored:
             if any(os.path.exists(self.path(f)) for f in ("checkpoint.npz", "summary.json")):
                 raise ValueError(f"{folder} already holds a run; choose another --out, or "
                                  f"--resume {folder}")
@@ -262,10 +268,10 @@ class Run:
         for name, rows in self.logs.items():
             if restored and os.path.exists(self.path(f"{name}.csv")):
                 rows += [row for row in read_rows(self.path(f"{name}.csv"))
-                         if int(row["update"]) <= int(restored["update"])]
+                         if int(row[counter]) <= int(restored[counter])]
         self.stop, self.start, self.shown = False, time.perf_counter(), 0.0
-        self.first = int(restored["update"]) if restored else 0
-        if hasattr(signal, "SIGINT"):
+        self.first = int(restored[counter]) if restored else 0
+        if folder:                                      # without one, Ctrl-C has nothing to save
             signal.signal(signal.SIGINT, self._interrupt)
 
     def _interrupt(self, *_):
@@ -281,30 +287,32 @@ class Run:
         return self.before + time.perf_counter() - self.start
 
     def log(self, name, row):
-        """Add a row to train.csv or eval.csv; the key "update" comes first."""
+        """Add a row to train.csv or eval.csv; the counter comes first."""
         self.logs[name].append(row)
 
-    def progress(self, update, total, text, every=0.5):
+    def progress(self, done, total, text, every=0.5):
         """One refreshing line on a terminal; elsewhere a plain line every ten seconds."""
         now, terminal = time.perf_counter(), sys.stdout.isatty()
-        if now - self.shown < (every if terminal else 10) and update < total:
+        if now - self.shown < (every if terminal else 10) and done < total:
             return
         self.shown = now
-        speed = (update - self.first) / max(now - self.start, 1e-9)
-        left = (total - update) / max(speed, 1e-9)
-        line = (f"{update}/{total} {update / total:4.0%}  {text}  {speed:.0f} updates/s  "
+        speed = (done - self.first) / max(now - self.start, 1e-9)
+        left = (total - done) / max(speed, 1e-9)
+        line = (f"{done}/{total} {done / total:4.0%}  {text}  {speed:.0f} {self.counter}s/s  "
                 f"ETA {int(left // 60)}:{int(left % 60):02d}")
         print(f"\r\033[K{line}" if terminal else line, flush=True,
-              end="\n" if not terminal or update == total else "")
+              end="\n" if not terminal or done == total else "")
 
-    def save(self, update, tree, rngs):
+    def save(self, done, tree, rngs):
         """Write logs and checkpoint: a tree of arrays and the states of generators {name: rng}."""
+        if not self.folder:
+            return
         for name, rows in self.logs.items():
             if rows:
                 write_rows(self.path(f"{name}.csv"), rows)
         states = {name: np.array(json.dumps(rng.bit_generator.state)) for name, rng in rngs.items()}
         nets.save_tree(self.path("checkpoint.npz"),
-                       {**tree, "update": np.array(update), "seconds": np.array(self.seconds()),
+                       {**tree, self.counter: np.array(done), "seconds": np.array(self.seconds()),
                         "rng": states})
         if self.stop:
             raise Interrupted
@@ -316,6 +324,8 @@ class Run:
 
     def finish(self, summary):
         """Write summary.json and print it with the files of the run."""
+        if not self.folder:
+            return show(summary)
         write_json(self.path("summary.json"), summary)
         show(summary)
         print(f"files in {self.folder}: {' '.join(sorted(os.listdir(self.folder)))}")

@@ -37,7 +37,8 @@ ogbench, impls/agents/hiql.py) differ, what is done here, and why:
  D9  Schedule: P trains the value, then the policies; C, O all in one step. As C, O; `--schedule
      sequential` is the former, with as many steps for each phase as the joint one has.
  D10 The manager is asked at every step (C, O), not every k (`--requery`); its mean is scaled to
-     length sqrt(R) before the worker sees it, actions are the mean, clipped.
+     length sqrt(R) before the worker sees it, actions are the mean, clipped. Discrete actions
+     are drawn, at `--temperature` 2: the likeliest may push against a wall for ever.
  D11 AWR weights min(exp(alpha A), 100): as C, O, with the exponent clipped lest float32 overflow.
  D12 Sizes: O trains 512x3 (C too, but actors 256x2) with batches of 1024 for 10^6 steps. Here
      128x3 and 256, Adam 2e-3 (C, O: 3e-4) that falls linearly to 0 over the second half, target
@@ -92,6 +93,7 @@ class Config:
     std: str = option("fixed", "std of Gaussian policies [D7]", ("fixed", "learned"))
     schedule: str = option("joint", "value and policies together or one after the other [D9]",
                            ("joint", "sequential"))
+    temperature: float = option(0.0, "of discrete actions drawn when acting; 0: the likeliest")
     requery: int = option(1, "the manager is asked every so many steps [D10]")
     action_free: float = option(0.0, "fraction of trajectories whose actions are hidden")
     p_current: float = option(0.2, "value goals: the state itself (C, O)")
@@ -109,7 +111,7 @@ class Config:
 
 
 DEFAULTS = {                            # what an environment changes, by the start of its name
-    "grid": dict(gamma=0.95, k=5, steps=8000),
+    "grid": dict(gamma=0.95, k=5, steps=8000, temperature=2.0),
     "point-umaze": dict(gamma=0.99, k=25),
     "point-giant": dict(gamma=0.99),
     "pointmaze": dict(gamma=0.99, k=25),
@@ -149,12 +151,14 @@ def resolve(given):
     demand(lambda x: 0 <= x <= 1, "in [0, 1]", "p_current", "p_future", "p_random", "high_random",
            "action_free")
     demand(lambda x: 0 <= x < math.inf, "at least 0", "high_alpha", "low_alpha", "flat_alpha",
-           "seed")
+           "seed", "temperature")
     total = c.p_current + c.p_future + c.p_random
     if abs(total - 1) > 1e-6:
         raise ValueError(f"p_current + p_future + p_random must be 1, not {total:g}")
     if c.action_free and c.agent not in ("hiql", "flat"):
         raise ValueError(f"--action-free needs an action-free value (hiql, flat), not {c.agent}")
+    if c.temperature and not env.startswith("grid"):
+        raise ValueError(f"--temperature is for the discrete actions of grids, not for {env}")
     if c.contrast and c.agent != "hiql":
         raise ValueError("--contrast is for --agent hiql: the flat policy learns from its value")
     if c.agent in ("gcbc", "hgcbc") and (c.high_alpha or c.low_alpha or c.flat_alpha):
@@ -486,8 +490,8 @@ def subgoal(params, s, g, c):
     return s + z if c.subgoal == "none" else length_normalize({}, z)[0]
 
 
-def actor(params, c, flat=False):
-    """act(s (N,2), g (N,2), t) -> actions: the deterministic policy at step t of N episodes."""
+def actor(params, c, flat=False, rng=None):
+    """act(s (N,2), g (N,2), t) -> actions of N episodes at step t: the mean, or drawn [D10]."""
     net, memory = params["flat" if flat else "low"], {}
     dtype = net["dense0"]["W"].dtype
 
@@ -496,7 +500,9 @@ def actor(params, c, flat=False):
         if not flat and t % c.requery == 0:
             memory["z"] = subgoal(params, s, g, c)
         out = forward(net, concat(s, g if flat else memory["z"]))
-        return out.argmax(-1) if c.env.startswith("grid") else np.clip(out, -1, 1)
+        if c.env.startswith("grid"):                    # Gumbel noise draws by softmax(out / T)
+            return (out + c.temperature * rng.gumbel(size=out.shape)).argmax(-1)
+        return np.clip(out, -1, 1)
 
     return act
 
@@ -532,7 +538,7 @@ def evaluate(problem, params, at, flat=False):
     tasks = np.array(env.tasks).repeat(c.episodes, axis=0)          # (5 episodes, 2, 2) cells
     pairs = env.random_pairs(rng, 200, min(env.far, env.distance.max()))
     starts, goals = (env.place(np.concatenate([tasks[:, i], pairs[i]]), rng) for i in (0, 1))
-    success, steps, paths = rollout(env, actor(params, c, flat), starts, goals, rng)
+    success, steps, paths = rollout(env, actor(params, c, flat, rng), starts, goals, rng)
     n = len(tasks)
     by_task = success[:n].reshape(len(env.tasks), -1)
     summary = {"success": float(by_task.mean()), "success_per_task": by_task.mean(1).tolist(),

@@ -180,10 +180,10 @@ def mlp(p, x, activation=gelu):
     return x, back
 
 
-def forward(p, x):
-    """mlp(p, x)[0] with GELU, faster: nothing is kept for a derivative.
+def forward(p, x, activation=gelu):
+    """mlp(p, x, activation)[0] for gelu or relu, faster: nothing is kept for a derivative.
 
-    GELU is computed in place. LayerNorm is folded into the layer that follows it:
+    Activations are computed in place. LayerNorm is folded into the layer that follows it:
         LN(h) W + b = rstd (h W') + (shift W + b),   W' = scale W less its column means,
     since the column means of scale W see nothing but the mean of h.
     """
@@ -201,9 +201,12 @@ def forward(p, x):
             x *= rstd
         x += b
         if i < depth - 1:
-            spare = np.empty_like(x) if spare is None or spare.shape != x.shape else spare
-            x *= _one_plus_tanh(x, spare)
-            x *= 0.5
+            if activation is relu:
+                np.maximum(x, 0, out=x)
+            else:
+                spare = np.empty_like(x) if spare is None or spare.shape != x.shape else spare
+                x *= _one_plus_tanh(x, spare)
+                x *= 0.5
             if f"norm{i}" in p:
                 mean = x @ np.full(x.shape[-1], 1 / x.shape[-1], x.dtype)
                 var = np.einsum("...i,...i->...", x, x) / x.shape[-1] - mean * mean

@@ -388,6 +388,18 @@ def short_training(changes, steps=5):
     return params, problem
 
 
+def test_discrete_actions_are_drawn_at_a_temperature():
+    """Logits (0, 2, 0, 0, 0): shares of softmax(logits / T); T = 0 takes the likeliest."""
+    c, params, batch = toy(discrete=True, temperature=2.0)
+    params["low"] = tree_map(np.zeros_like, params["low"])
+    params["low"]["dense2"]["b"][1] = 2
+    s, g = (np.repeat(batch[k][:1], 20000, 0) for k in ("s", "g"))
+    a = hiql.actor(params, c, rng=np.random.default_rng(0))(s, g, 0)
+    assert (a == 1).mean() == pytest.approx(np.e / (np.e + 4), abs=0.01)
+    cold = hiql.actor(params, dataclasses.replace(c, temperature=0), rng=np.random.default_rng(0))
+    assert (cold(s, g, 0) == 1).all()
+
+
 def test_manager_output_is_normalised_and_requeried():
     c, params, batch = toy(requery=3)
     z = hiql.subgoal(params, batch["s"], batch["g"], c)
@@ -731,7 +743,8 @@ def test_policies_follow_the_advantage(agent, steps, good, monkeypatch):
                                     flat_alpha=10.0)
         params = train_tiny(env, data, c, hiql.LOSSES[agent])
         starts, goals = (env.place(x) for x in env.random_pairs(np.random.default_rng(0), 100, 3))
-        return hiql.rollout(env, hiql.actor(params, c, hiql.is_flat(c)), starts, goals, None)[0]
+        act = hiql.actor(params, c, hiql.is_flat(c), np.random.default_rng(0))
+        return hiql.rollout(env, act, starts, goals, None)[0]
 
     assert score().mean() > good
     plain = hiql.awr_weight
@@ -856,7 +869,7 @@ WRONG = [("--env point-tiny", "invalid choice"), ("--agent sac", "invalid choice
          ("--seeds 3-1", "--seeds wants"), ("--seeds 0-1 --seed 2", "not both"),
          ("--resume x --steps 5", "give no other"), ("--requery 0", "--requery"),
          ("--out /dev/null/x", "/dev/null"), ("--rep-dim 0", "--rep-dim"),
-         ("--high-alpha -1", "--high-alpha"), ("--episodes 0", "--episodes")]
+         ("--temperature 1", "--temperature is for"), ("--high-alpha -1", "--high-alpha"), ("--episodes 0", "--episodes")]
 
 
 @pytest.mark.parametrize("words, message", WRONG)
