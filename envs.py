@@ -273,7 +273,8 @@ class PointMaze(Maze):
     none is left, so that it slides along walls without friction. Moves longer than the radius
     (or 0.02 cells) are made in equal parts, so that nothing passes through a wall or a corner.
     contact="undo" is the contact of HIRO's robot instead: a move whose end lies in a wall is not
-    made at all. Success: within 1.0 of the goal. Starts and goals: cell centre + U(-noise, noise)^2.
+    made at all. Success: within 1.0 of the goal. Starts and goals: cell centre +
+    U(-noise, noise)^2.
     """
 
     discrete, action_dim, far, tolerance, side = False, 2, 6, 1.0, 4.0
@@ -347,10 +348,13 @@ class PointMaze(Maze):
         depth, inside = depth[rows, deepest], wall[:, 4]
         normal = gap[rows, deepest] / np.maximum(length[rows, deepest], 1e-12)[:, None]
         if inside.any():
-            away = np.where(wall, np.inf, length)[inside]
-            out = away.argmin(-1), np.arange(len(away))
-            depth[inside] = self.radius + away[out[1], out[0]]
-            normal[inside] = -gap[inside][out[1], out[0]] / away[out[1], out[0], None]
+            inner = half - 1e-9                 # so that a centre on the edge has a way out too
+            gap = (s[:, None] - centre)[inside]
+            gap -= np.clip(gap, -inner, inner)
+            away = np.where(wall[inside], np.inf, np.sqrt((gap ** 2).sum(-1)))
+            out = np.arange(len(away)), away.argmin(-1)
+            depth[inside] = self.radius + away[out]
+            normal[inside] = -gap[out] / away[out][:, None]
         return depth, normal
 
     def success(self, s, g):

@@ -33,6 +33,7 @@ import scipy
 from scipy.stats import trim_mean
 
 import nets
+from envs import plt, save_figure
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -68,6 +69,14 @@ class _Parser(argparse.ArgumentParser):
                 message += f" (did you mean {near[0]}?)"
                 break
         refuse(message, self.prog)
+
+
+def demand(config, test, what, *names):
+    """ValueError unless test(value) of each named field of config; what: "positive", ..."""
+    for name in names:
+        if not test(getattr(config, name)):
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} must be {what}, not {getattr(config, name)}")
 
 
 def refuse(message, prog=None):
@@ -338,6 +347,21 @@ def show(summary):
         print(f"{key}: {value}")
 
 
+def draw_curve(run):
+    """Success over training (curve.png), and the losses below."""
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(6, 5), sharex=True)
+    for ax, log in ((top, run.logs["eval"]), (bottom, run.logs["train"])):
+        for key in dict.fromkeys(key for row in log for key in row):
+            if ("success" in key and "task" not in key) if ax is top else key.endswith("_loss"):
+                points = [(int(row[run.counter]), float(row[key])) for row in log
+                          if row.get(key, "") != ""]
+                ax.plot(*zip(*points), label=key, ls=":" if "random" in key else "-")
+        ax.legend(fontsize=8)
+    top.set_ylim(-0.03, 1.03)
+    bottom.set(yscale="symlog", xlabel=f"{run.counter}s")
+    save_figure(figure, run.path("curve.png"))
+
+
 def generators(seed, *names):
     """One independent generator for each purpose, all spawned from one seed."""
     return dict(zip(names, map(np.random.default_rng, np.random.SeedSequence(seed).spawn(
@@ -366,6 +390,8 @@ def write_rows(path, rows):
 
 
 def _cell(value):
+    if value is None:
+        return ""
     if isinstance(value, (list, tuple)):
         return " ".join(map(_cell, value))
     return f"{value:.6g}" if isinstance(value, (float, np.floating)) else str(value)
@@ -386,14 +412,22 @@ def _write(path, text):
 
 
 def experiments():
-    """Sections of experiments.ini: title, seeds, columns, and one command line for each row."""
+    """Sections of experiments.ini: title, seeds, columns, and one command line for each row.
+
+    seeds of a single row: NAME seeds = A-B. each: the columns shown for every seed (default: the
+    first). picture = yes: success over training, drawn by `report`.
+    """
     ini = configparser.ConfigParser(interpolation=None)
     ini.optionxform = str
     ini.read(os.path.join(HERE, "experiments.ini"))
-    known = ("title", "seeds", "columns")
-    return {name: {"title": section["title"], "seeds": seed_range(section["seeds"]),
-                   "columns": section["columns"].split(),
-                   "rows": {k: v for k, v in section.items() if k not in known}}
+    known = ("title", "seeds", "columns", "each", "picture")
+    return {name: {"title": section["title"], "columns": section["columns"].split(),
+                   "each": section.get("each", section["columns"].split()[0]).split(),
+                   "picture": section.getboolean("picture", False),
+                   "rows": {k: v for k, v in section.items()
+                            if k not in known and not k.endswith(" seeds")},
+                   "seeds": {k: seed_range(section.get(f"{k} seeds", section["seeds"]))
+                             for k in section}}
             for name, section in ini.items() if name != "DEFAULT"}
 
 
@@ -405,10 +439,10 @@ def run_experiment(name, jobs):
     rows = read_rows(path) if os.path.exists(path) else []
     have = {(row["row"], int(row["seed"])) for row in rows}
     runs = {}
-    for seed in experiment["seeds"]:
+    for seed in sorted(set().union(*experiment["seeds"].values())):
         for row, command in experiment["rows"].items():
             folder = os.path.join("runs", name, re.sub(r"\W+", "_", row) + f"_seed{seed}")
-            if (row, seed) not in have:
+            if seed in experiment["seeds"][row] and (row, seed) not in have:
                 runs[f"{row} seed {seed}"] = [*shlex.split(command), f"--seed={seed}"], folder
 
     def done(label, summary):
@@ -434,10 +468,11 @@ def table(name):
     if not os.path.exists(path):
         return f"{experiment['title']}: not run yet."
     rows = read_rows(path)
-    columns = experiment["columns"]
+    columns, shown = experiment["columns"], experiment["each"]
     lines = [experiment["title"], "", "| row | " + " | ".join(
-        f"{c.replace('_', ' ')}: IQM [95 %]" for c in columns) + f" | {columns[0]}, each seed |",
-        "|---" * (len(columns) + 2) + "|"]
+        [f"{c.replace('_', ' ')}: IQM [95 %]" for c in columns] + [
+            f"{c.replace('_', ' ')}, each seed" for c in shown]) + " |",
+        "|---" * (1 + len(columns) + len(shown)) + "|"]
     for row in experiment["rows"]:
         mine = sorted((r for r in rows if r["row"] == row), key=lambda r: int(r["seed"]))
         if not mine:
@@ -446,11 +481,38 @@ def table(name):
         for c in columns:
             values = [float(r[c]) for r in mine if r.get(c)]
             cells.append("{:.3g} [{:.3g}, {:.3g}]".format(*interval(values)) if values else "")
-        each = " ".join(f"{float(r[columns[0]]):.2f}" for r in mine)
-        lines.append(f"| {row} | {' | '.join(cells)} | {each} |")
+            if 0 < len(values) < len(mine):
+                cells[-1] += f" ({len(values)} of {len(mine)} seeds)"
+        cells += [" ".join(_short(r[c]) for r in mine) for c in shown]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
     seeds = sorted({int(r["seed"]) for r in rows})
     return "\n".join(lines + ["", f"Seeds {' '.join(map(str, seeds))}; `results/{name}.csv`, by "
                               f"`python experiment.py run {name}`."])
+
+
+def _short(text):
+    """A number for a list of all seeds: 0.95, 27500, or - where there is none."""
+    return "-" if not text else f"{float(text):.2f}" if float(text) < 10 else f"{float(text):.0f}"
+
+
+def draw_curves(name):
+    """pictures/<name>.png: success over training, a thin line for each seed under the mean."""
+    rows = read_rows(os.path.join(HERE, "results", f"{name}.csv"))
+    names = [row for row in experiments()[name]["rows"] if any(r["row"] == row for r in rows)]
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.8), sharey=True,
+                                layout="constrained", squeeze=False)
+    for ax, row in zip(axes[0], names):
+        curves = [(int(r["env_steps"]), np.array(r["success_curve"].split(), float))
+                  for r in rows if r["row"] == row]
+        for steps, y in curves:
+            ax.plot(steps * np.arange(1, len(y) + 1) / len(y), y, "C0", lw=0.6, alpha=0.5)
+        steps, first = curves[0]
+        ax.plot(steps * np.arange(1, len(first) + 1) / len(first),
+                np.mean([y for _, y in curves], axis=0), "C1", lw=2)
+        ax.set(title=f"{row} ({len(curves)} seeds)", xlabel="steps", ylim=(-0.03, 1.03))
+        ax.title.set_fontsize(9)
+    axes[0, 0].set_ylabel("success")
+    save_figure(figure, os.path.join(HERE, "pictures", f"{name}.png"))
 
 
 def report(text):
@@ -474,6 +536,9 @@ def _program():
         if given.jobs < 1:
             refuse(f"--jobs must be at least 1, not {given.jobs}")
         sys.exit(1 if run_experiment(given.name, given.jobs) else 0)
+    for name, one in experiments().items():
+        if one["picture"] and os.path.exists(os.path.join(HERE, "results", f"{name}.csv")):
+            draw_curves(name)
     readme = os.path.join(HERE, "README.md")
     with open(readme) as file:
         old = file.read()

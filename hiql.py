@@ -138,20 +138,15 @@ def resolve(given):
     if given.pop("quick", False):
         values.update(QUICK)
     c = Config(**{**values, **given})
-    def demand(test, what, *names):
-        for name in names:
-            if not test(getattr(c, name)):
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} must be {what}, not {getattr(c, name)}")
-
-    demand(lambda x: 0 < x < math.inf, "positive", "steps", "batch", "k", "rep_dim", "requery",
-           "episodes", "eval_every", "lr")
-    demand(lambda x: len(x) and min(x) > 0, "positive sizes such as 128,128", "hidden")
-    demand(lambda x: 0 < x < 1, "in (0, 1)", "gamma", "expectile", "target_rate")
-    demand(lambda x: 0 <= x <= 1, "in [0, 1]", "p_current", "p_future", "p_random", "high_random",
-           "action_free")
-    demand(lambda x: 0 <= x < math.inf, "at least 0", "high_alpha", "low_alpha", "flat_alpha",
-           "seed", "temperature")
+    experiment.demand(c, lambda x: 0 < x < math.inf, "positive", "steps", "batch", "k", "rep_dim",
+                      "requery", "episodes", "eval_every", "lr")
+    experiment.demand(c, lambda x: len(x) and min(x) > 0, "positive sizes such as 128,128",
+                      "hidden")
+    experiment.demand(c, lambda x: 0 < x < 1, "in (0, 1)", "gamma", "expectile", "target_rate")
+    experiment.demand(c, lambda x: 0 <= x <= 1, "in [0, 1]", "p_current", "p_future", "p_random",
+                      "high_random", "action_free")
+    experiment.demand(c, lambda x: 0 <= x < math.inf, "at least 0", "high_alpha", "low_alpha",
+                      "flat_alpha", "seed", "temperature")
     total = c.p_current + c.p_future + c.p_random
     if abs(total - 1) > 1e-6:
         raise ValueError(f"p_current + p_future + p_random must be 1, not {total:g}")
@@ -660,29 +655,11 @@ def draw(problem, params, run):
             ax.set_title(f"task {i + 1}: {success[i].mean():.0%}", fontsize=9)
         row[0].set_ylabel(name)
     envs.save_figure(figure, run.path("trajectories.png"))
-    draw_curve(run)
+    experiment.draw_curve(run)
     if "value" in params:
         draw_value(problem, params, run, shown[c.agent])
     if c.agent == "hiql":
         draw_signal(problem, params, run)
-
-
-def draw_curve(run):
-    """Success over updates on tasks (solid) and random pairs (dotted); losses below."""
-    figure, (top, bottom) = envs.plt.subplots(2, 1, figsize=(6, 5), sharex=True)
-    rows, losses = run.logs["eval"], run.logs["train"]
-    for ax, log, ending in ((top, rows, "success"), (top, rows, "success_random"),
-                            (bottom, losses, "_loss")):
-        for key in sorted({key for row in log for key in row if key.endswith(ending)}):
-            points = [(int(row["update"]), float(row[key])) for row in log
-                      if row.get(key, "") != ""]
-            ax.plot(*zip(*points), label=key, ls=":" if "random" in key else "-", color=None
-                    if ax is bottom else "C1" if "flat" in key else "C0")
-    top.set_ylim(-0.03, 1.03)
-    bottom.set(yscale="symlog", xlabel="updates")
-    top.legend(fontsize=8)
-    bottom.legend(fontsize=8)
-    envs.save_figure(figure, run.path("curve.png"))
 
 
 def exact_value(c, env, data):

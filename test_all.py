@@ -8,7 +8,9 @@ GOLDEN_HIQL=FILE.npz checks one HIQL update against another golden file of the s
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
@@ -24,6 +26,7 @@ from scipy.stats import spearmanr
 import envs
 import experiment
 import hiql
+import hiro
 from nets import flatten, mlp, tree_map, unflatten
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -294,6 +297,25 @@ def certificate():
         grads = loss(params, batch, c)[1]
         errors[f"loss: {name}"] = nets.derivative_error(
             lambda tree: loss(tree, batch, c)[0], params, grads)
+    rng = np.random.default_rng(0)
+    c = hiro.resolve({"hidden": (6, 5)})
+    online, target = (tree_map(lambda w: w + 0.2 * rng.normal(size=w.shape),
+                               hiro.td3_init(rng, 3, 2, c)["online"]) for _ in range(2))
+    batch = {k: rng.normal(size=s) for k, s in {"x": (7, 3), "x1": (7, 3), "a": (7, 2), "r": 7,
+                                                "m": 7}.items()}
+    batch["r"][:3] += 5                                     # errors beyond 1 as well
+    noise = 0.2 * rng.normal(size=(7, 2))
+    for kind in ("huber", "squared"):
+        errors[f"loss: critics, {kind}"] = nets.derivative_error(
+            lambda t: hiro.critic_loss(t, target, batch, noise, 0.9, kind)[0], online,
+            hiro.critic_loss(online, target, batch, noise, 0.9, kind)[1])
+    errors["loss: policy, through the critic"] = nets.derivative_error(
+        lambda t: hiro.actor_loss(t, batch["x"])[0], online, hiro.actor_loss(online, batch["x"])[1])
+    q, back = hiro.critic(online["critic"], batch["x"], batch["a"])
+    dq = rng.normal(size=q.shape)
+    errors["critics, and their input a"] = nets.derivative_error(
+        lambda t: (dq * hiro.critic(t["p"], batch["x"], t["a"])[0]).sum(),
+        {"p": online["critic"], "a": batch["a"]}, dict(zip(("a", "p"), back(dq))))
     c, params, batch = toy()
     z = hiql.phi_constant(params, batch["s"], batch["g"], c)
     v, back = hiql.value(params["value"], batch["s"], z)
@@ -764,11 +786,11 @@ def test_exactness_on_four_rooms():
 # -------------------------------------------------------------------------------------- running
 
 
-def hiql_main(*words):
-    """`python hiql.py` in this process; returns the exit code."""
-    old, sys.argv = sys.argv, ["hiql.py", *map(str, words)]
+def hiql_main(*words, program=hiql):
+    """`python hiql.py` (or hiro.py) in this process; returns the exit code."""
+    old, sys.argv = sys.argv, [f"{program.__name__}.py", *map(str, words)]
     try:
-        hiql.main()
+        program.main()
     except SystemExit as e:
         return e.code or 0
     finally:
@@ -869,7 +891,8 @@ WRONG = [("--env point-tiny", "invalid choice"), ("--agent sac", "invalid choice
          ("--seeds 3-1", "--seeds wants"), ("--seeds 0-1 --seed 2", "not both"),
          ("--resume x --steps 5", "give no other"), ("--requery 0", "--requery"),
          ("--out /dev/null/x", "/dev/null"), ("--rep-dim 0", "--rep-dim"),
-         ("--temperature 1", "--temperature is for"), ("--high-alpha -1", "--high-alpha"), ("--episodes 0", "--episodes")]
+         ("--temperature 1", "--temperature is for"), ("--high-alpha -1", "--high-alpha"),
+         ("--episodes 0", "--episodes")]
 
 
 @pytest.mark.parametrize("words, message", WRONG)
@@ -902,9 +925,10 @@ def test_broken_checkpoints_are_refused(tmp_path, capsys):
     assert err.count("hiql.py: error: ") == 4
 
 
-def test_every_flag_reaches_the_config():
-    p = experiment.parser(hiql.Config, "")
-    for field in dataclasses.fields(hiql.Config):
+@pytest.mark.parametrize("config", [hiql.Config, hiro.Config])
+def test_every_flag_reaches_the_config(config):
+    p = experiment.parser(config, "")
+    for field in dataclasses.fields(config):
         choices, default = field.metadata["choices"], field.default
         value = choices[-1] if choices else (not default) if isinstance(default, bool) else (
             (7, 5)) if isinstance(default, tuple) else type(default)(3)
@@ -938,12 +962,493 @@ def test_tables_of_the_readme_are_those_of_the_results():
     assert experiment.report(text) == text, "run python experiment.py report"
 
 
-def test_every_deviation_is_documented_and_tagged():
-    with open(os.path.join(HERE, "hiql.py")) as file:
+@pytest.mark.parametrize("name, letter", [("hiql.py", "D"), ("hiro.py", "E")])
+def test_every_deviation_is_documented_and_tagged(name, letter):
+    with open(os.path.join(HERE, name)) as file:
         doc, code = file.read().split('"""', 2)[1:]
-    listed = set(re.findall(r"^ (D\d+) ", doc, re.M))
-    assert listed == set(re.findall(r"\b(D\d+)\]", code)) == {f"D{i + 1}" for i in
-                                                             range(len(listed))}
+    listed = set(re.findall(rf"^ ({letter}\d+) ", doc, re.M))
+    assert listed == set(re.findall(rf"\b({letter}\d+)\]", code)) == {
+        f"{letter}{i + 1}" for i in range(len(listed))}
+
+
+# ---------------------------------------------------------------------------------------- hiro
+
+
+def straight(s, g):
+    """A hand-made worker: full speed along each axis until the goal is nearer than a step."""
+    return np.clip(g / 0.2, -1, 1)
+
+
+def walk(goal, act, start=(0.0, 0.0), c=10, move=lambda s, a: s + 0.2 * a):
+    """States (1,c+1,2) and actions (1,c,2) of a window under a goal."""
+    states, actions, g = [np.array([start])], [], np.array([goal])
+    for _ in range(c):
+        actions.append(act(states[-1], g))
+        states.append(move(states[-1], actions[-1]))
+        g = hiro.next_goal(states[-2], g, states[-1])
+    return np.stack(states, 1), np.stack(actions, 1)
+
+
+class Draws:
+    """A generator whose normal draws are given."""
+
+    def __init__(self, x):
+        self.x = np.array(x, float)
+
+    def normal(self, size):
+        return np.broadcast_to(self.x, size)
+
+
+def test_goal_transition_keeps_the_place_and_gives_the_reward():
+    """h conserves s + g over positions; the reward is minus the norm of the next goal."""
+    rng = np.random.default_rng(0)
+    s, s1, g = rng.normal(size=(9, 5)), rng.normal(size=(9, 5)), rng.normal(size=(9, 2))
+    g1 = hiro.next_goal(s, g, s1)
+    np.testing.assert_allclose(s1[:, :2] + g1, s[:, :2] + g, atol=1e-15)
+    np.testing.assert_allclose(hiro.intrinsic_reward(s, g, s1), -np.hypot(*g1.T), atol=1e-15)
+    assert hiro.intrinsic_reward(np.zeros(2), np.array([3.0, 4.0]), np.zeros(2)) == -5
+
+
+@pytest.mark.parametrize("wall", [False, True])
+def test_correction_keeps_goals_that_the_worker_still_follows(wall):
+    """Unchanged worker, no noise: the original scores 0, the maximum, and wins all ties.
+
+    In front of a wall, s_{t+c} - s_t explains nothing: the window did not get where it went.
+    """
+    maze = envs.make("point-umaze")
+    move = (lambda s, a: maze.move(s, a)) if wall else (lambda s, a: s + 0.2 * a)
+    goal = np.array([[0.3, 1.9]])
+    states, actions = walk(goal[0], straight, start=(0.0, 1.0), move=move)
+    new, score = hiro.correct(straight, states, actions, goal, np.array([10]), np.full(2, 2.0),
+                              np.random.default_rng(0))
+    assert score.shape == (1, 10) and score[0, 0] == 0 == score.max()
+    assert (new == goal).all()
+    if wall:
+        assert (states[0, -1] - states[0, 0])[1] == pytest.approx(1) and score[0, 1] < -1
+    else:
+        assert score[0, 1] == pytest.approx(0)
+
+
+def test_correction_finds_the_goal_that_explains_a_changed_worker():
+    """A worker that has come to aim 0.5 too far right: the old goal less 0.5 explains its past."""
+    goal, shift = np.array([[1.1, -0.7]]), np.array([0.5, 0.0])
+    states, actions = walk(goal[0], straight)
+
+    def changed(s, g):
+        return straight(s, g + shift)
+
+    moved = states[:, 10] - states[:, 0]
+    draws = np.zeros((1, 8, 2))
+    draws[0, 4] = goal[0] - shift - moved[0]                # half / 2 = 1: the draws themselves
+    new, score = hiro.correct(changed, states, actions, goal, np.array([10]), np.full(2, 2.0),
+                              Draws(draws))
+    assert score[0].argmax() == 6 and score[0, 6] == pytest.approx(0, abs=1e-20)
+    assert score[0, 0] < -0.5 and score[0, 1] < -0.5
+    np.testing.assert_allclose(new, goal - shift, atol=1e-15)
+
+
+def test_correction_by_hand():
+    """Candidates, clipping, the score's half and its sum over the window's true length."""
+    states = np.array([[[0.0, 0.0], [1.0, 0.0], [3.0, 0.0], [9.0, 9.0]]])
+    actions, goal = np.array([[[1.0, 0.0], [0.5, 0.0], [7.0, 7.0]]]), np.array([[-1.0, 0.0]])
+    seen = []
+
+    def act(s, g):
+        seen.append((s.copy(), g.copy()))
+        return np.zeros_like(g)
+
+    new, score = hiro.correct(act, states, actions, goal, np.array([2]), np.array([2.0, 4.0]),
+                              Draws([0.5, 1.0]), n=3)
+    s, g = (x.reshape(3, 3, 2) for x in seen[0])
+    np.testing.assert_array_equal(g[:, 0], [[-1, 0], [2, 0], [2, 2]])   # 3 and 3 + 0.5 clipped
+    np.testing.assert_array_equal(g[1], [[2, 0], [1, 0], [-1, 0]])      # h along the window
+    np.testing.assert_array_equal(s, np.tile(states[:, :3], (3, 1, 1)))
+    np.testing.assert_allclose(score, -0.5 * (1 + 0.25))                # step 3 does not count
+    assert (new == goal).all()
+    score = hiro.correct(lambda s, g: 0.5 * g, states, actions, goal, np.array([2]),
+                         np.array([2.0, 4.0]), Draws([0.5, 1.0]), n=3)[1]
+    np.testing.assert_allclose(score, [[-0.5 * (1.5**2 + 1.5**2), 0, -0.5 * (1 + 1)]])
+
+
+def toy_replay(c=4, capacity=8):
+    """Windows of a walk on a line of integers, x = 0, 1, 2, ...; action and reward tell the step.
+
+    Lengths 4, 2 (cut by the time limit), 4, 3 (terminated), 4.
+    """
+    replay, x = hiro.replay_init(capacity, c, 2, 1, 1, 1), 0.0
+    for n, terminated, follows in ((4, 0, 0), (2, 0, 1), (4, 0, 0), (3, 1, 1), (4, 0, 0)):
+        at = x + np.arange(n + 1)
+        hiro.replay_add(replay, {"states": np.stack([at, -at], 1), "actions": at[:n, None] / 100,
+                                 "rewards": at[:n], "goal": [x + 10], "task": [-x]},
+                        terminated, follows)
+        x += n
+    return replay
+
+
+def replay_config(**changes):
+    return dataclasses.replace(hiro.resolve({"c": 4, "batch": 20000}), **changes)
+
+
+@pytest.mark.parametrize("boundary", ["h", "new"])
+def test_worker_batches_are_the_steps_that_were_made(boundary):
+    replay, c = toy_replay(), replay_config(boundary=boundary)
+    b = hiro.sample_steps(replay, np.random.default_rng(0), np.array([2.0]), c)
+    x, g, x1, g1 = b["x"][:, 0], b["x"][:, 2], b["x1"][:, 0], b["x1"][:, 2]
+    starts, ends = np.array([0, 4, 6, 10, 13]), np.array([4, 6, 10, 13, 17])
+    w = np.searchsorted(ends, x, side="right")
+    np.testing.assert_allclose(b["a"][:, 0], x / 100, rtol=1e-6)
+    assert (x1 == x + 1).all() and (b["x"][:, 1] == -x).all()
+    assert (g == starts[w] + 10 + starts[w] - x).all()          # h since the window's start
+    end, h = x1 == ends[w], g - 1
+    joined = end & np.isin(w, (0, 2)) & (boundary == "new")
+    assert (g1 == np.where(joined, ends[w] + 10, h)).all()
+    assert (b["r"] == -np.abs(h)).all()
+    assert (b["m"] == np.where(end & (w == 3), 0, 1)).all()     # terminated there alone
+    shares = np.bincount(x.astype(int), minlength=17) / c.batch
+    np.testing.assert_allclose(shares, 1 / 17, atol=0.006)      # uniform over steps
+
+
+def test_manager_batches_are_whole_windows():
+    """(s_t, g, sum of rewards, s_{t+n}): true lengths; no bootstrap after termination alone."""
+    replay, c = toy_replay(), replay_config(correction="none", reward_scale=0.5)
+    half = np.array([20.0])
+    b, _ = hiro.sample_windows(replay, np.random.default_rng(0), None, half, c)
+    starts, ends = np.array([0, 4, 6, 10, 13]), np.array([4, 6, 10, 13, 17])
+    w = np.searchsorted(starts, b["x"][:, 0])
+    assert (b["x1"][:, 0] == ends[w]).all() and (b["x"][:, 2] == -starts[w]).all()
+    assert (b["x1"][:, 2] == -starts[w]).all()
+    np.testing.assert_allclose(b["a"][:, 0], (starts[w] + 10) / 20)
+    sums = np.array([sum(range(a, e)) for a, e in zip(starts, ends)])
+    np.testing.assert_allclose(b["r"], 0.5 * sums[w])
+    assert (b["m"] == (w != 3)).all() and set(w) == {0, 1, 2, 3, 4}
+
+
+def test_replay_forgets_the_oldest_windows():
+    replay = toy_replay(capacity=3)
+    b = hiro.sample_steps(replay, np.random.default_rng(0), np.array([2.0]), replay_config())
+    assert b["x"][:, 0].min() == 6 and b["x"][:, 0].max() == 16
+
+
+def constant_level(q, target, a=0.0):
+    """TD3 whose critics are constant (2,), targets too, and whose target policy is tanh(a)."""
+    c = hiro.resolve({"hidden": (3,)})
+    level = hiro.td3_init(np.random.default_rng(0), 2, 1, c)
+    level = {**level, **{k: tree_map(lambda w: np.zeros(w.shape), level[k])
+                         for k in ("online", "target")}}
+    level["online"]["critic"]["dense1"]["b"][:, 0] = q
+    level["target"]["critic"]["dense1"]["b"][:, 0] = target
+    level["target"]["actor"]["dense1"]["b"][:] = a
+    return level
+
+
+def test_critic_loss_by_hand():
+    """y = r + gamma m min_j Q'_j; Huber beyond 1; the mask."""
+    level = constant_level([1.0, 5.0], [2.0, 3.0])
+    batch = {"x": np.zeros((1, 2)), "x1": np.zeros((1, 2)), "a": np.zeros((1, 1)),
+             "r": np.array([0.5]), "m": np.array([1.0])}
+    arguments = level["online"], level["target"], batch, np.zeros((1, 1)), 0.5
+
+    def loss(kind):
+        return hiro.critic_loss(*arguments, kind)
+
+    # y = 0.5 + 0.5 min(2, 3) = 1.5: errors -0.5 and 3.5
+    assert loss("squared")[0] == pytest.approx(0.5 * (0.25 + 12.25))
+    assert loss("huber")[0] == pytest.approx(0.125 + 3)
+    for kind, slopes in (("squared", [-0.5, 3.5]), ("huber", [-0.5, 1])):
+        np.testing.assert_allclose(loss(kind)[1]["critic"]["dense1"]["b"][:, 0], slopes)
+    batch["m"][0] = 0                                       # y = 0.5
+    assert loss("squared")[0] == pytest.approx(0.5 * (0.25 + 20.25))
+
+
+def test_target_actions_stay_in_the_action_range():
+    """The noisy target action is clipped to [-1, 1] before the target critics see it."""
+    level = constant_level([0.0, 0.0], [0.0, 0.0], a=3.0)
+    for j in (0, 1):                                        # Q'(x, a) = a for a > 0
+        level["target"]["critic"]["dense0"]["W"][j, 2, 0] = 1
+        level["target"]["critic"]["dense1"]["W"][j, 0, 0] = 1
+    batch = {"x": np.zeros((1, 2)), "x1": np.zeros((1, 2)), "a": np.zeros((1, 1)),
+             "r": np.zeros(1), "m": np.ones(1)}
+    for noise, a in ((0.4, 1.0), (-0.4, np.tanh(3) - 0.4)):
+        info = hiro.critic_loss(level["online"], level["target"], batch, np.array([[noise]]), 1.0,
+                                "huber")[2]
+        np.testing.assert_allclose(info["error"], -a)
+
+
+def test_policy_and_targets_are_delayed(monkeypatch):
+    c = hiro.resolve({"hidden": (4,), "delay": 3, "target_rate": 0.25})
+    rng = np.random.default_rng(0)
+    level = hiro.td3_init(rng, 2, 1, c)
+    batch = {k: rng.normal(size=s).astype(np.float32) for k, s in
+             {"x": (5, 2), "x1": (5, 2), "a": (5, 1), "r": (5,), "m": (5,)}.items()}
+    for u in range(1, 7):
+        before = tree_map(np.copy, {k: level[k] for k in ("online", "target")})
+        hiro.td3_update(level, batch, rng, 0.9, 1.0, c)
+        changed = {(k, net): not all((x == flatten(before[k][net])[n]).all()
+                                     for n, x in flatten(level[k][net]).items())
+                   for k in ("online", "target") for net in ("actor", "critic")}
+        assert changed == {("online", "critic"): True, ("online", "actor"): u % 3 == 0,
+                           ("target", "critic"): u % 3 == 0, ("target", "actor"): u % 3 == 0}
+    for name, x in flatten(level["target"]).items():
+        close(x, 0.75 * flatten(before["target"])[name] + 0.25 * flatten(level["online"])[name],
+              1e-5)
+
+
+def walker(seed=0, goal_transition=None, updates=4000):
+    """TD3 as a worker on an empty line against its optimum: errors of Q (of its range) and mu.
+
+    Steps of 0.2 a, goals up to 2 away: Q*(g, a*) = -sum_i gamma^i max(|g| - 0.2 (i + 1), 0).
+    """
+    c = hiro.resolve({"target_noise": 0.0, "actor_lr": 1e-3, "seed": seed})
+    rng = np.random.default_rng(seed)
+    level = hiro.td3_init(rng, 2, 1, c)
+    for u in range(updates):
+        s, g, a = (rng.uniform(-r, r, (c.batch, 1)).astype(np.float32) for r in (3, 2, 1))
+        s1 = s + np.float32(0.2) * a
+        g1 = (goal_transition or hiro.next_goal)(s, g, s1)
+        batch = {"x": np.concatenate([s, g], 1), "x1": np.concatenate([s1, g1], 1), "a": a,
+                 "r": hiro.intrinsic_reward(s, g, s1), "m": np.ones(c.batch, np.float32)}
+        hiro.td3_update(level, batch, rng, c.low_gamma, min(1, 3 * (1 - u / updates)), c)
+    g = np.linspace(-2, 2, 81, dtype=np.float32)[:, None]
+    x, best, far = np.concatenate([0 * g, g], 1), np.clip(g / 0.2, -1, 1), np.abs(g[:, 0])
+    exact = -sum(c.low_gamma**i * np.maximum(far - 0.2 * (i + 1), 0) for i in range(10))
+    q = hiro.critic(level["online"]["critic"], x, best)[0].mean(0)
+    mu = hiro.policy_constant(level["online"]["actor"], x)
+    return np.abs(q - exact).mean() / np.ptp(exact), np.abs(mu - best).mean()
+
+
+def test_worker_learns_the_optimum_on_a_line(monkeypatch):
+    """Q within 5 % of its range and the action within 0.05; both lesions fail."""
+    q_error, mu_error = walker()
+    assert q_error < 0.05 and mu_error < 0.05, (q_error, mu_error)
+    q_error, mu_error = walker(goal_transition=lambda s, g, s1: g)      # g' = g
+    assert q_error > 0.05, q_error
+    plain = hiro.actor_loss
+    monkeypatch.setattr(hiro, "actor_loss", lambda *x: (
+        0, {"actor": tree_map(np.negative, plain(*x)[1]["actor"])}, {}))
+    q_error, mu_error = walker()                                        # sign flipped
+    assert q_error > 0.05 and mu_error > 0.05, (q_error, mu_error)
+
+
+class Field:
+    """A point on a plane by Gymnasium's convention, foreign to this project: Box [0, 2]^2, pushes
+    of (a - 1) / 2, success within 0.5 of the goal, the end beyond 6."""
+
+    def __init__(self, keys=True, apart=False):
+        self.keys, self.apart, self.seeds, self.lengths = keys, apart, [], []
+        self.action_space = type("Box", (), {"low": np.zeros(2), "high": np.full(2, 2.0)})()
+
+    def observe(self):
+        if not self.keys:
+            return np.array([self.time, *self.s], np.float64)
+        o = np.array([self.time]) if self.apart else np.array([*self.s, self.time])
+        return {"observation": o, "achieved_goal": self.s.copy(), "desired_goal": self.goal.copy()}
+
+    def reset(self, seed=None, options=None):
+        rng = np.random.default_rng(seed)
+        self.s, self.goal, self.time = np.zeros(2), rng.uniform(-3, 3, 2), 0
+        self.seeds.append(seed)
+        self.lengths.append(0)
+        return self.observe(), {}
+
+    def step(self, action):
+        assert (action >= 0).all() and (action <= 2).all()
+        self.s, self.time = self.s + (action - 1) / 2, self.time + 1
+        self.lengths[-1] += 1
+        far = np.linalg.norm(self.s - self.goal)
+        return (self.observe(), -far, bool(np.abs(self.s).max() > 6), self.time >= 25,
+                {"is_success": far < 0.5})
+
+
+def field_config(**changes):
+    return hiro.resolve({"c": 5, "steps": 600, "warmup": 200, "eval_every": 300, "goal_range": 0,
+                         "episodes": 3, "batch": 32, "high_updates": 1, **changes})
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_any_environment_with_dict_observations(apart):
+    """Windows are the episodes' own: cut by truncation (bootstrap) or termination (none)."""
+    env = Field(apart=apart)
+    result = hiro.train(env, field_config())
+    replay, n = result.params["replay"], int(result.params["replay"]["count"])
+    assert replay["states"].shape[2] == 3                   # position, time: the position once
+    length = replay["length"][:n]
+    assert 600 <= length.sum() < 625 and length.max() == 5
+    s = replay["states"][np.arange(n), length]
+    out = np.abs(s[:, :2]).max(1) > 6
+    assert (replay["mask"][:n] == ~out).all() and 0 < out.sum() < n
+    training = np.array(env.lengths)[[i for i, k in enumerate(env.lengths) if k]]
+    assert set(training) - {25} and sorted(length[length < 5]) == sorted(
+        k % 5 for k in (s[:, 2][out]).astype(int) if k % 5)
+    a = replay["actions"][:n, 0]                            # in [-1, 1]; the plane moves by half
+    np.testing.assert_allclose(replay["states"][:n, 1, :2] - replay["states"][:n, 0, :2], a / 2,
+                               atol=1e-5)
+    assert set(result.summary) >= {"success", "success_last_step", "final_distance", "env_steps"}
+    act = result.actor()
+    assert act(env.reset(seed=1)[0]).shape == (2,)
+
+
+def test_any_environment_with_array_observations():
+    """The position anywhere in the array, one goal given; the range of goals is measured."""
+    env = Field(keys=False)
+    result = hiro.train(env, field_config(), goal=[1.0, 2.0], position=slice(1, 3))
+    replay, n = result.params["replay"], int(result.params["replay"]["count"])
+    assert (replay["task"][:n] == [1, 2]).all()
+    states, length = replay["states"], replay["length"]
+    np.testing.assert_array_equal(states[0, :6, 2], np.arange(6))       # time comes last
+    warm = np.flatnonzero((np.cumsum(length[:n]) - length[:n] < 200) & (length[:n] == 5))
+    moved = np.abs(states[warm, 5, :2] - states[warm, 0, :2])
+    np.testing.assert_allclose(result.goal_range, np.quantile(moved, 0.95, axis=0), rtol=1e-5)
+    assert (np.abs(replay["goal"][:n]) <= result.goal_range + 1e-6).all()
+    given = hiro.train(Field(), field_config(steps=250), goal_range=[1.0, 0.5])
+    assert given.goal_range.tolist() == [1.0, 0.5]
+
+
+def test_environments_that_cannot_be_used_say_why():
+    box = Field()
+    box.action_space = None
+    for env, goal, message in ((Field(), [0, 0], "give no goal"), (box, None, "action_space"),
+                               (Field(keys=False), None, "goal=")):
+        with pytest.raises(ValueError, match=message):
+            hiro.train(env, field_config(), goal=goal)
+
+
+@pytest.mark.parametrize("name", list(envs.GOAL_TASKS))
+def test_goal_tasks(name):
+    """Rewards, success and time limit by Gymnasium's calls; starts and goals as the task says."""
+    task = envs.GOAL_TASKS[name]()
+    obs, _ = task.reset(seed=3)
+    again, _ = envs.GOAL_TASKS[name]().reset(seed=3)
+    assert all((obs[k] == again[k]).all() for k in obs)
+    for t in range(1, task.limit + 1):
+        obs, reward, terminated, truncated, info = task.step(np.zeros(2))
+        gap = np.abs(obs["achieved_goal"] - obs["desired_goal"])
+        assert reward == pytest.approx(-(np.hypot(*gap) if "point" in name else gap.sum()))
+        assert (terminated, truncated) == (False, t == task.limit)
+    for s, g in [task.draw(np.random.default_rng(0), 500), *task.tests(np.random.default_rng(0),
+                                                                       50).values()]:
+        if name == "point-umaze":
+            assert np.abs(s).max() <= 0.1 and g.min() >= -2 and g.max() <= 10
+        else:                           # different rooms: no path of the grid without a door
+            assert task.maze.is_free(s).all() and task.maze.is_free(g).all()
+            rows, columns = s[:, 0], s[:, 1]
+            assert not ((rows < 6) & (columns < 6) & (g[:, 0] < 6) & (g[:, 1] < 6)).any()
+            assert not ((rows > 7) & (columns > 6) & (g[:, 0] > 7) & (g[:, 1] > 6)).any()
+
+
+def test_tasks_by_hand():
+    task = envs.UMazeTask()
+    tests = task.tests(np.random.default_rng(0), 4)
+    assert [tests[k][1][0].tolist() for k in ("0_8", "8_0", "8_8")] == [[0, 8], [8, 0], [8, 8]]
+    task.maze.number(tests["random"][1])                    # raises in a wall
+    assert task.reached(np.array([2.5, 2.6])).tolist() == [True, False]
+    assert task.reached_last(np.array([5.0, 5.1])).tolist() == [True, False]
+    at = np.array([[1.0, 1.95]])
+    a = np.array([[1.0, 1.0]])
+    np.testing.assert_allclose(task.move(at, a), [[1.2, 2.0]], atol=1e-5)       # slides
+    np.testing.assert_array_equal(envs.UMazeTask("undo").move(at, a), at)
+    np.testing.assert_allclose(envs.UMazeTask("undo").move(at, -a), at - 0.2)
+    rooms = envs.FourRoomsTask()
+    moved = rooms.move(np.full((5, 2), 3.0), np.array([[0.4, -0.4], [-0.6, 0.5], [0.7, 0.6],
+                                                       [0.5, -0.9], [0.1, 0.5]]))
+    assert moved.tolist() == [[3, 3], [2, 3], [4, 3], [3, 2], [3, 4]]
+
+
+def test_episodes_side_by_side_are_episodes_one_by_one():
+    """The batched evaluation takes the path of the agent's act() through Gymnasium's calls."""
+    c = hiro.resolve({"seed": 1})
+    task = envs.UMazeTask()
+    world = hiro.World(task, None, None)
+    tree = hiro.start(c, world, experiment.generators(1, "init"))
+    tree["low"]["online"] = tree_map(lambda w: 3 * w, tree["low"]["online"])
+    tree["high"]["online"] = tree_map(lambda w: 3 * w, tree["high"]["online"])
+    starts, goals = task.draw(np.random.default_rng(0), 3)
+    far, paths, asked = hiro.rollout(task, tree, starts, goals, c)
+    for i in range(3):
+        obs, _ = task.reset(options={"start": starts[i], "goal": goals[i]})
+        act = hiro.single_actor(world, tree, c)
+        for t in range(100):
+            obs, reward, *_ = task.step(act(obs))
+            np.testing.assert_allclose(obs["achieved_goal"], paths[t + 1, i], atol=1e-3)
+            assert reward == pytest.approx(-far[t, i], abs=1e-3)
+    assert np.abs(paths[-1] - paths[0]).max() > 0.5
+
+
+TINY_HIRO = ("--steps", 1500, "--warmup", 500, "--eval-every", 500, "--episodes", 2, "--batch", 32,
+             "--high-updates", 1, "--hidden", "16,16")
+
+
+def test_a_hiro_run_leaves_its_files_and_evaluates_again(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert hiql_main(*TINY_HIRO, "--out", out, "--seed", 4, program=hiro) == 0
+    assert set(os.listdir(out)) == {"config.json", "train.csv", "eval.csv", "checkpoint.npz",
+                                    "summary.json", "episodes.png", "curve.png", "correction.png"}
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["seed"] == 4 and summary["env_steps"] == 1500
+    assert len(summary["success_curve"]) == 3
+    capsys.readouterr()
+    assert hiql_main("--eval", out, program=hiro) == 0
+    printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    for key in ("success", "success_random", "final_distance"):
+        assert float(printed[key]) == pytest.approx(summary[key], abs=1e-4)
+    assert hiql_main(*TINY_HIRO, "--out", out, program=hiro) == 2       # nothing is overwritten
+    assert "already holds a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("env", list(envs.GOAL_TASKS))
+def test_hiro_resumes_as_if_never_stopped(env, tmp_path, monkeypatch):
+    """Ctrl-C in the middle of an episode, then --resume: the same bits, replay included."""
+    monkeypatch.setattr(hiro, "draw", lambda *_: None)
+    whole, parts, other = tmp_path / "whole", tmp_path / "parts", tmp_path / "other"
+    words = (*TINY_HIRO, "--env", env, "--noise-keep", 0.5)
+    assert hiql_main(*words, "--out", whole, program=hiro) == 0
+    assert hiql_main(*words, "--out", other, "--eval-every", 400, program=hiro) == 0
+    count, plain = [], hiro.learn
+
+    def learn(*arguments):
+        count.append(1)
+        if len(count) == 30:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(*arguments)
+
+    monkeypatch.setattr(hiro, "learn", learn)
+    assert hiql_main(*words, "--out", parts, program=hiro) == 130
+    assert not (parts / "summary.json").exists()
+    monkeypatch.setattr(hiro, "learn", plain)
+    assert hiql_main("--resume", parts, program=hiro) == 0
+    trees = [flatten(nets.load_tree(f / "checkpoint.npz")) for f in (whole, parts, other)]
+    for path, x in trees[0].items():
+        if path != "seconds":
+            assert (trees[1][path] == x).all(), path
+            assert (trees[2][path] == x).all() or "early" in path, path
+    rows = [[{k: x for k, x in row.items() if k != "seconds"}
+             for row in experiment.read_rows(f / "eval.csv")] for f in (whole, parts)]
+    assert rows[0] == rows[1]
+
+
+WRONG_HIRO = [("--env point-medium", "invalid choice"), ("--agent hiql", "invalid choice"),
+              ("--c 0", "--c must be positive"), ("--steps -1", "--steps must be positive"),
+              ("--batch 0", "--batch"), ("--hidden 0", "--hidden"),
+              ("--low-gamma 1", "--low-gamma"),
+              ("--high-gamma 0", "--high-gamma"), ("--target-rate 0", "--target-rate"),
+              ("--candidates 1", "--candidates must be at least 2"), ("--seed -2", "--seed"),
+              ("--warmup 5", "--warmup must be at least --c 10"), ("--delay 0", "--delay"),
+              ("--low-noise -1", "--low-noise"), ("--high-noise nan", "--high-noise"),
+              ("--noise-keep 1", "--noise-keep"), ("--correction some", "invalid choice"),
+              ("--agent td3 --correction none", "--correction is for --agent hiro"),
+              ("--env grid-fourrooms --contact undo", "--contact is for point-umaze"),
+              ("--goal-range -2", "--goal-range"), ("--capacity 3", "--capacity"),
+              ("--critic-loss l1", "invalid choice"), ("--correctoin none", "did you mean"),
+              ("--resume nowhere", "nowhere"), ("--eval .", "config.json"),
+              ("--seeds 3-1", "--seeds wants"), ("--out /dev/null/x", "/dev/null")]
+
+
+@pytest.mark.parametrize("words, message", WRONG_HIRO)
+def test_wrong_input_to_hiro(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert hiql_main(*words.split(), program=hiro) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and err.startswith("hiro.py: error: ")
+    assert os.listdir(tmp_path) == []
 
 
 # -------------------------------------------------------------------- certificate and speed table
@@ -1006,6 +1511,58 @@ def speed(hidden, updates=400):
     return *np.median(pairs, axis=0), drift
 
 
+def hiro_speed(windows=40):
+    """ms for each environment step of HIRO: {part: median}, products among them.
+
+    updates: a window's worker and manager updates (sampling and relabelling left out), products:
+    their bare matrix products, each divided by c; relabelling; environment and acting.
+    """
+    c = hiro.resolve({"steps": 5000, "seed": 0, "eval_every": 5000, "episodes": 1})
+    with contextlib.redirect_stdout(io.StringIO()):
+        tree = hiro.train(hiro.prepare(c).env, c).params
+    world, rng = hiro.World(envs.UMazeTask(), None, None), np.random.default_rng(0)
+    jobs = [job for level, n in (("low", c.c), ("high", c.high_updates))
+            for job in td3_products(tree[level]["online"], c.batch, n)]
+    half, act = tree["half"], hiro.policies(tree, tree["half"], c)[1]
+    task = world.read(world.env.reset(seed=0)[0])[1]
+    parts = {name: [] for name in ("updates", "products", "relabelling", "environment")}
+    for _ in range(windows):
+        low = [hiro.sample_steps(tree["replay"], rng, half, c) for _ in range(c.c)]
+        begin = time.perf_counter()
+        high = [hiro.sample_windows(tree["replay"], rng, act, half, c)[0]
+                for _ in range(c.high_updates)]
+        parts["relabelling"].append(1e3 * (time.perf_counter() - begin))
+        parts["updates"].append(
+            sum(timed(lambda: hiro.td3_update(tree["low"], b, rng, 0.95, 1, c)) for b in low)
+            + sum(timed(lambda: hiro.td3_update(tree["high"], b, rng, 0.99, 1, c)) for b in high))
+        parts["products"].append(timed(lambda: [a @ b for a, b in jobs]))
+        world.env.reset(seed=0)
+        parts["environment"].append(timed(lambda: hiro.explore_window(
+            world, np.zeros(2, np.float32), task, tree, np.zeros(2), rng, c.steps, c)))
+    return {name: np.median(x) / c.c for name, x in parts.items()}
+
+
+def td3_products(params, batch, updates):
+    """The bare products of TD3 updates, policy and targets at every second one.
+
+    Critics: one forward and two backward, one target forward; target policy: one forward; policy:
+    one forward and two backward through it, and one forward and one backward of one critic.
+    """
+    rng, jobs = np.random.default_rng(0), []
+    for net, layers in params.items():
+        for p in layers.values():
+            w = p["W"]
+            x, y = (rng.normal(size=w.shape[:-2] + (batch, n)).astype(w.dtype)
+                    for n in w.shape[-2:])
+            backward = [(x.swapaxes(-1, -2), y), (y, w.swapaxes(-1, -2))]
+            if net == "critic":
+                jobs += ([(x, w)] * 2 + backward) * updates
+                jobs += [(x[0], w[0]), (y[0], w[0].T)] * (updates // 2)
+            else:
+                jobs += [(x, w)] * updates + ([(x, w)] + backward) * (updates // 2)
+    return jobs
+
+
 @pytest.mark.slow
 def test_speed_relative_to_matrix_products():
     """A guard against a much slower update, generous since machines are noisy."""
@@ -1028,6 +1585,13 @@ def main():
         update, floor, drift = speed(hidden)
         print(f"  {str(hidden):16s} {update:10.2f} {floor:13.2f} {update / floor:7.2f} "
               f"{drift:12.2f}")
+    parts = hiro_speed()
+    print("\nHIRO, float32, hidden 64,64, batch 128: ms for each environment step\n"
+          f"  one worker update and a window's manager updates / c {parts['updates']:.2f}, their "
+          f"products {parts['products']:.2f}: ratio {parts['updates'] / parts['products']:.2f}\n"
+          f"  relabelling and sampling of the manager's batches {parts['relabelling']:.2f}\n"
+          f"  environment and acting {parts['environment']:.2f}: "
+          f"{1e3 / parts['environment']:.0f} steps per second without learning")
     import resource
     print(f"  peak memory of this process "
           f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
