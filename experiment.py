@@ -480,7 +480,8 @@ def table(name):
         cells = []
         for c in columns:
             values = [float(r[c]) for r in mine if r.get(c)]
-            cells.append("{:.3g} [{:.3g}, {:.3g}]".format(*interval(values)) if values else "")
+            cells.append("{} [{}, {}]".format(*(f"{x:.3g}" if x < 1000 else f"{x:.0f}"
+                                                for x in interval(values))) if values else "")
             if 0 < len(values) < len(mine):
                 cells[-1] += f" ({len(values)} of {len(mine)} seeds)"
         cells += [" ".join(_short(r[c]) for r in mine) for c in shown]
