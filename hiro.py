@@ -539,8 +539,9 @@ def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=
             if step // 500 > before // 500:
                 run.log("train", {"step": step, **row, "seconds": run.seconds()})
             success = f"success {last['success']:.2f}" if last else "success -"
-            run.progress(min(step, c.steps), c.steps, " ".join(
-                f"{k} {x:.3g}" for k, x in row.items() if "loss" in k) + f"  {success}")
+            if step < c.steps or over:                      # the last episode runs to its end
+                run.progress(min(step, c.steps), c.steps, " ".join(
+                    f"{k} {x:.3g}" for k, x in row.items() if "loss" in k) + f"  {success}")
         if step >= due or step >= c.steps:
             due = (step // c.eval_every + 1) * c.eval_every
             last, episodes = evaluate(world, tree, c, step)
@@ -553,16 +554,19 @@ def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=
             run.save(step, tree, rngs)
     if run.folder:
         draw(world, tree, episodes, run, c)
-    summary = summarise(c, run, last, step)
+    name = c.env
+    if not isinstance(env, envs.GoalTask):
+        name = type(getattr(env, "unwrapped", env)).__name__
+    summary = summarise(c, name, run, last, step)
     run.finish(summary)
     return SimpleNamespace(summary=summary, goal_range=tree["half"], params=tree,
                            actor=lambda: single_actor(world, tree, c))
 
 
-def summarise(c, run, last, step):
+def summarise(c, name, run, last, step):
     """The keys of summary.json around those of `evaluate`."""
     solved = [int(row["step"]) for row in run.logs["eval"] if float(row["success"]) >= 0.95]
-    return {"env": c.env, "agent": c.agent, "seed": c.seed, "env_steps": step, **last,
+    return {"env": name, "agent": c.agent, "seed": c.seed, "env_steps": step, **last,
             "first_success": solved[0] if solved else None,
             "success_curve": [round(float(row["success"]), 3) for row in run.logs["eval"]],
             "episodes": c.episodes, "train_seconds": round(run.seconds(), 1)}
@@ -688,7 +692,7 @@ def draw_episodes(task, tree, episodes, run, c):
             for s, place in zip(path[::c.c] if c.agent == "hiro" else [], asked):
                 ax.annotate("", envs.plot_xy(task.maze, place), envs.plot_xy(task.maze, s),
                             arrowprops=dict(arrowstyle="->", color="C1", lw=0.8))
-            if title.startswith("end"):
+            if title.startswith("end") or name != "random":     # random goals are drawn anew
                 ax.plot(*envs.plot_xy(task.maze, episodes[name][2][0]), "r*", ms=9)
             ax.set_title(f"goal {name.replace('_', ', ')}", fontsize=9)
         row[0].set_ylabel(title)

@@ -1231,12 +1231,12 @@ def test_worker_learns_the_optimum_on_a_line(monkeypatch):
 
 
 class Field:
-    """A point on a plane by Gymnasium's convention, foreign to this project: Box [0, 2]^2, pushes
-    of (a - 1) / 2, success within 0.5 of the goal, the end beyond 6."""
+    """A point on a plane by Gymnasium's convention, foreign to this project: Box [0, 4]^2, pushes
+    of (a - 2) / 4, success within 0.5 of the goal, the end beyond 6."""
 
     def __init__(self, keys=True, apart=False):
         self.keys, self.apart, self.seeds, self.lengths = keys, apart, [], []
-        self.action_space = type("Box", (), {"low": np.zeros(2), "high": np.full(2, 2.0)})()
+        self.action_space = type("Box", (), {"low": np.zeros(2), "high": np.full(2, 4.0)})()
 
     def observe(self):
         if not self.keys:
@@ -1252,8 +1252,8 @@ class Field:
         return self.observe(), {}
 
     def step(self, action):
-        assert (action >= 0).all() and (action <= 2).all()
-        self.s, self.time = self.s + (action - 1) / 2, self.time + 1
+        assert (action >= 0).all() and (action <= 4).all()
+        self.s, self.time = self.s + (action - 2) / 4, self.time + 1
         self.lengths[-1] += 1
         far = np.linalg.norm(self.s - self.goal)
         return (self.observe(), -far, bool(np.abs(self.s).max() > 6), self.time >= 25,
@@ -1283,6 +1283,7 @@ def test_any_environment_with_dict_observations(apart):
     a = replay["actions"][:n, 0]                            # in [-1, 1]; the plane moves by half
     np.testing.assert_allclose(replay["states"][:n, 1, :2] - replay["states"][:n, 0, :2], a / 2,
                                atol=1e-5)
+    assert result.summary["env"] == "Field"
     assert set(result.summary) >= {"success", "success_last_step", "final_distance", "env_steps"}
     act = result.actor()
     assert act(env.reset(seed=1)[0]).shape == (2,)
@@ -1450,6 +1451,26 @@ def test_wrong_input_to_hiro(words, message, tmp_path, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1 and err.startswith("hiro.py: error: ")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_hiro_solves_the_u_maze(monkeypatch):
+    """Around the wall to (0, 8) on a fresh seed; a manager paid for distance does not get there."""
+    c = hiro.resolve({"seed": 50})
+    with contextlib.redirect_stdout(io.StringIO()):
+        summary = hiro.train(hiro.prepare(c).env, c).summary
+    assert summary["success"] >= 0.95 and summary["success_8_8"] >= 0.95
+    plain = hiro.sample_windows
+
+    def paid_for_distance(*arguments):
+        batch, info = plain(*arguments)
+        return {**batch, "r": -batch["r"]}, info
+
+    monkeypatch.setattr(hiro, "sample_windows", paid_for_distance)
+    c = dataclasses.replace(c, steps=10000)
+    with contextlib.redirect_stdout(io.StringIO()):
+        summary = hiro.train(hiro.prepare(c).env, c).summary
+    assert summary["success"] < 0.5 and summary["success_8_8"] < 0.5
 
 
 # -------------------------------------------------------------------- certificate and speed table
