@@ -133,6 +133,9 @@ def resolve(given):
     experiment.demand(c, lambda x: x >= 2, "at least 2: the old goal and the move made",
                       "candidates")
     experiment.demand(c, lambda x: x >= c.c, f"at least --c {c.c}", "warmup", "capacity")
+    if c.steps <= c.warmup:
+        raise ValueError(f"--steps {c.steps} must be above --warmup {c.warmup}: learning begins "
+                         "after it")
     if c.agent == "td3":
         for name in ("correction", "boundary", "low_relabel", "pretrain", "see_position"):
             if getattr(c, name) != getattr(Config, name):
@@ -512,6 +515,8 @@ def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=
     tree, step, due = start(c, world, rngs), 0, c.eval_every
     if goal_range is not None:
         tree["half"][:] = goal_range
+        if not (tree["half"] > 0).all():
+            raise ValueError(f"goal_range must be positive, not {goal_range}")
     if run.restored:
         step = int(run.restored["step"])
         tree = {name: run.restored[name] for name in [*tree, "early"] if name in run.restored}

@@ -1312,6 +1312,8 @@ def test_environments_that_cannot_be_used_say_why():
                                (Field(keys=False), None, "goal=")):
         with pytest.raises(ValueError, match=message):
             hiro.train(env, field_config(), goal=goal)
+    with pytest.raises(ValueError, match="goal_range must be positive"):
+        hiro.train(Field(), field_config(), goal_range=[1.0, 0.0])
 
 
 @pytest.mark.parametrize("name", list(envs.GOAL_TASKS))
@@ -1429,6 +1431,7 @@ def test_hiro_resumes_as_if_never_stopped(env, tmp_path, monkeypatch):
 
 WRONG_HIRO = [("--env point-medium", "invalid choice"), ("--agent hiql", "invalid choice"),
               ("--c 0", "--c must be positive"), ("--steps -1", "--steps must be positive"),
+              ("--steps 2500", "--steps 2500 must be above --warmup 2500"),
               ("--batch 0", "--batch"), ("--hidden 0", "--hidden"),
               ("--low-gamma 1", "--low-gamma"),
               ("--high-gamma 0", "--high-gamma"), ("--target-rate 0", "--target-rate"),
