@@ -17,32 +17,38 @@ Where the paper [P], its authors' code [O] (tensorflow/models, research/efficien
 public ports [W] (watakandai/hiro_pytorch), [B] (bhairavmehta95/data-efficient-hrl) differ, what
 is done here, and why:
  E1  Worker's g' at a window's end: P h(s,g,s'); O the manager's next goal. `--boundary`; as P.
- E2  Windows hold exactly s_t ... s_{t+c}, from the episode's first step (P). O begins at step 1
-     and ends with stale entries; W keeps s_{t+c-1}, so that its candidate is a step short; B
+ E2  Windows hold s_t ... s_{t+c} inclusive, from the episode's first step (P). O begins at step
+     1 and ends with stale entries; W keeps s_{t+c-1}, so that its candidate is a step short; B
      applies h once too often.
- E3  Correction: all candidates are clipped (P, O; not W); actions count by half of their range
-     (O); at each sampling, never written back (O). Ties go to the original.
- E4  Target noise is a share of the action range and the noisy action stays in it (TD3, W); O
-     takes the same numbers at both levels and does not clip.
- E5  Huber loss (O) or squared error (TD3): `--critic-loss`.
+ E3  Correction: all candidates are clipped (O; W not s_{t+c} - s_t); errors of actions are
+     divided by half the action range (O); done at each sampling, never written back (O). Ties
+     go to the original.
+ E4  Target noise is in units of half the action range, so that the manager's is wider than O's,
+     and the noisy action is clipped to that range (TD3, W); O takes the same numbers at both
+     levels and does not clip.
+ E5  Huber loss (O) or half the squared error (P: squared): `--critic-loss`.
  E6  Policy and targets move at every 2nd update (TD3, O); P: targets at each; B: both at each.
  E7  Goals lie within what c steps can cover: +-2 on the U-maze (P, O: +-10).
  E8  The worker sees its position (O's hiro_xy), not zeros in its place (O's hiro_orig):
      `--see-position`.
  E9  Worker's discount 0.95, as in HRAC and HIGL (P, O: 0.99).
- E10 Exploration decides on this maze. The manager's noise is wider than its goals and lasts
-     (P, O: std 1 of +-10, independent); the warm-up holds a random action for a window (O: the
-     untrained policy). Worker's noise 0.1, as O's point_maze.gin advises.
- E11 Task rewards times 0.02 (P, O: 0.1), which keeps errors within Huber's slope.
+ E10 Exploration decides on this maze. The manager's noise has std 2 in units of the goals'
+     half-width, before clipping, and is correlated by 0.75 from goal to goal (P, O: std 1 of
+     +-10, independent). The warm-up holds a random action for a window (O: the untrained
+     policy) and draws its goals afterwards. Worker's noise 0.1, as O's point_maze.gin advises.
+ E11 Task rewards times 0.02 (P, O: 0.1), which keeps most errors in Huber's square.
  E12 The manager learns 5 times for each of its goals (P, O: once); updates come at a window's
      end, the worker's one for each step.
  E13 Time limits are not terminations: the last window keeps its true length and bootstraps with
-     one gamma_high (O: no terminations at all; W, B: a time limit is one).
+     one gamma_high (O: no terminations at all; W, B: a time limit is one). A true termination
+     ends the values of both levels.
  E14 Networks 64,64 (P, O: 300,300), Adam 3e-4 and 1e-3 (P, O: 1e-4 and 1e-3), falling linearly
-     to 0 over the last third. The critic sees the action at its first layer (TD3; O: twice).
+     to 0 over the last third; last layers of policies 0.1 x Glorot (O: U(+-0.003)). The critic
+     sees the action at its first layer (TD3; O: twice). Replay holds capacity / c windows, from
+     which both levels sample (P, O: 200,000 transitions for each).
  E15 U-maze contact: sliding; `--contact undo` as O, whose robot does not move into walls at all.
- E16 `--low-relabel` as O's relabel_contexts: each worker's goal is another state of the batch plus
-     noise, clipped here to the goal range. `--pretrain`: uniform goals (P: Gaussian).
+ E16 `--low-relabel` as O's relabel_contexts: each worker's goal is the way to another state of the
+     batch plus noise, clipped here to the goal range. `--pretrain`: uniform goals (P: Gaussian).
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -68,7 +74,7 @@ class Config:
     env: str = option("point-umaze", "task", tuple(envs.GOAL_TASKS))
     agent: str = option("hiro", "hiro; td3: no hierarchy, on the task's reward", AGENTS)
     seed: int = option(0, "seed of everything random")
-    steps: int = option(60_000, "environment steps (O: up to 12.5 million)")
+    steps: int = option(60_000, "environment steps (P: 10 million)")
     c: int = option(10, "steps between the manager's goals (O: 10)")
     goal_range: float = option(2.0, "half-width of relative goals; 0: the 95th percentile of "
                                "moves in c steps of the warm-up (P, O: 10) [E7]")
@@ -81,8 +87,10 @@ class Config:
     high_gamma: float = option(0.99, "manager's discount for each of its steps (P, O: 0.99)")
     target_rate: float = option(0.005, "EMA rate of the target networks (P, O: 0.005)")
     delay: int = option(2, "critic updates for each update of policy and targets (O: 2) [E6]")
-    low_noise: float = option(0.1, "worker's exploration noise, std over half the action range")
-    high_noise: float = option(2.0, "manager's exploration noise, std over the goal range")
+    low_noise: float = option(0.1, "worker's exploration noise, in units of half the action range "
+                             "(P, O: 1.0)")
+    high_noise: float = option(2.0, "manager's exploration noise, in units of the goals' "
+                              "half-width (P, O: 0.1) [E10]")
     noise_keep: float = option(0.75, "correlation of the manager's noise with its last one [E10]")
     target_noise: float = option(0.2, "std of the noise on target actions (O: 0.2)")
     target_clip: float = option(0.5, "bound of that noise (O: 0.5)")
@@ -90,7 +98,7 @@ class Config:
     critic_loss: str = option("huber", "loss of the critics' errors [E5]", ("huber", "squared"))
     warmup: int = option(2500, "first steps, by random actions without learning (O: 2500)")
     high_updates: int = option(5, "manager updates for each of its goals (P, O: 1) [E12]")
-    capacity: int = option(200_000, "steps kept for replay (P, O: 200000)")
+    capacity: int = option(200_000, "steps kept for replay (P, O: 200000) [E14]")
     correction: str = option("off_policy", "relabelling of the manager's goals, Eq. (5)",
                              ("off_policy", "none"))
     candidates: int = option(10, "goals that the correction chooses from (P, O: 10)")
@@ -117,7 +125,7 @@ def resolve(given):
         if given.get("env", Config.env).startswith(start):
             values.update(changes)
     if given.get("agent") == "td3":
-        values.update(low_gamma=Config.high_gamma, low_noise=0.3)
+        values.update({"low_gamma": Config.high_gamma, "low_noise": 0.3, **values})
     if given.pop("quick", False):
         values.update(QUICK)
     c = Config(**{**values, **given})
@@ -136,6 +144,12 @@ def resolve(given):
     if c.steps <= c.warmup:
         raise ValueError(f"--steps {c.steps} must be above --warmup {c.warmup}: learning begins "
                          "after it")
+    if c.pretrain and not c.warmup < c.pretrain < c.steps:
+        raise ValueError(f"--pretrain {c.pretrain} must lie between --warmup {c.warmup} and "
+                         f"--steps {c.steps}, or be 0")
+    if c.low_relabel and c.boundary == "new":
+        raise ValueError("--boundary new is the manager's next goal, which says nothing of the "
+                         "goals of --low-relabel")
     if c.agent == "td3":
         for name in ("correction", "boundary", "low_relabel", "pretrain", "see_position"):
             if getattr(c, name) != getattr(Config, name):
@@ -165,7 +179,7 @@ def correct(act, states, actions, goal, length, half, rng, n=10):
 
     Of n candidates, all clipped to +-half [E3]: the original, s_{t+c} - s_t, and n - 2 draws from
     N(s_{t+c} - s_t, (half / 2)^2), the one with the largest
-        -1/2 sum_i ||a_i - mu_lo(s_i, g_i)||^2,     g_i = g + s_t - s_i (h, i times).
+        -1/2 sum_i ||a_i - mu_lo(s_i, g_i)||^2,     g_i = g + s_t - s_i (h, i - t times).
     act: the worker, (states (N,S), goals (N,P)) -> actions (N,A). states (B,c+1,S), actions
     (B,c,A), goal (B,P), length (B,) of windows; -> chosen goals (B,P), scores (B,n). Ties go to
     the first.
@@ -297,7 +311,7 @@ def sample_steps(replay, rng, half, c):
     while (short := i >= replay["length"][w]).any():        # beyond a window cut short: again
         w[short] = rng.integers(count, size=short.sum())
         i[short] = rng.integers(c.c, size=short.sum())
-    start, s, s1 = (replay["states"][w, j] for j in (0, i, i + 1))
+    first, s, s1 = (replay["states"][w, j] for j in (0, i, i + 1))
     batch = {"a": replay["actions"][w, i]}
     last = i == replay["length"][w] - 1
     batch["m"] = np.where(last, replay["mask"][w], np.float32(1))
@@ -306,7 +320,7 @@ def sample_steps(replay, rng, half, c):
         batch["r"] = np.float32(c.reward_scale) * replay["rewards"][w, i]
         batch["x"], batch["x1"] = np.concatenate([s, task], -1), np.concatenate([s1, task], -1)
         return batch
-    g = next_goal(start, replay["goal"][w], s)
+    g = next_goal(first, replay["goal"][w], s)
     if c.low_relabel:
         P = g.shape[-1]
         other = s[rng.permutation(c.batch), :P] - s[:, :P]
@@ -468,8 +482,8 @@ def end_warmup(tree, rng, c):
 
     The actions of the warm-up do not depend on goals, so that they can as well be drawn now.
     """
-    replay, n = tree["replay"], int(tree["replay"]["count"])
-    P = len(tree["half"])
+    replay, P = tree["replay"], len(tree["half"])
+    n = min(int(replay["count"]), len(replay["mask"]))
     if np.isnan(tree["half"]).any():
         length = replay["length"][:n]
         whole = np.flatnonzero(length == c.c)
@@ -483,7 +497,7 @@ def end_warmup(tree, rng, c):
 def learn(tree, steps, step, rng, c):
     """After a window of so many steps: worker updates, one for each, and the manager's."""
     half, replay, row = tree["half"], tree["replay"], {}
-    rate = min(1.0, 3 * (1 - step / c.steps)) if c.decay else 1.0
+    rate = min(1.0, max(0.0, 3 * (1 - step / c.steps))) if c.decay else 1.0
     if not (c.pretrain and step > c.pretrain):
         for _ in range(steps):
             batch = sample_steps(replay, rng, half, c)
@@ -549,8 +563,9 @@ def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=
                     f"{k} {x:.3g}" for k, x in row.items() if "loss" in k) + f"  {success}")
         if step >= due or step >= c.steps:
             due = (step // c.eval_every + 1) * c.eval_every
-            last, episodes = evaluate(world, tree, c, step)
-            run.log("eval", {"step": step, **last, "seconds": run.seconds()})
+            if step >= c.warmup:                            # before, goals may have no range yet
+                last, episodes = evaluate(world, tree, c, step)
+                run.log("eval", {"step": step, **last, "seconds": run.seconds()})
             if episodes and "early" not in tree and step > c.warmup + c.c:
                 tree["early"] = {name: {"paths": e[0][:, 0], "asked": e[1][:, 0]}
                                  for name, e in episodes.items()}
@@ -720,8 +735,10 @@ def prepare(c, tree=None):
 
 
 def evaluate_checkpoint(problem, tree):
-    """The success of a saved run on the starts and goals of its last evaluation."""
+    """The success of a saved run, starts and goals drawn for the step of its checkpoint."""
     c, at = problem.config, int(tree["step"])
+    if at < c.warmup:
+        raise ValueError("the run was stopped in its warm-up; there is nothing to evaluate yet")
     summary, _ = evaluate(World(problem.env, None, None), tree, c, at)
     return {"env": c.env, "agent": c.agent, "seed": c.seed, "env_steps": at, **summary}
 

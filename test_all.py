@@ -1305,6 +1305,20 @@ def test_any_environment_with_array_observations():
     assert given.goal_range.tolist() == [1.0, 0.5]
 
 
+def test_learning_rates_fall_to_zero_and_stay_there(monkeypatch):
+    """The last episode runs past --steps: its rates are 0, not below; replay may be short."""
+    rates, plain = [], hiro.td3_update
+
+    def td3_update(*arguments):
+        rates.append(arguments[4])
+        return plain(*arguments)
+
+    monkeypatch.setattr(hiro, "td3_update", td3_update)
+    result = hiro.train(Field(), field_config(steps=560, capacity=100, eval_every=100))
+    assert result.summary["env_steps"] > 565 and rates[0] == 1 and min(rates) == 0 == rates[-1]
+    assert (np.diff(rates) <= 0).all() and len(result.summary["success_curve"]) == 5
+
+
 def test_environments_that_cannot_be_used_say_why():
     box = Field()
     box.action_space = None
@@ -1432,6 +1446,8 @@ def test_hiro_resumes_as_if_never_stopped(env, tmp_path, monkeypatch):
 WRONG_HIRO = [("--env point-medium", "invalid choice"), ("--agent hiql", "invalid choice"),
               ("--c 0", "--c must be positive"), ("--steps -1", "--steps must be positive"),
               ("--steps 2500", "--steps 2500 must be above --warmup 2500"),
+              ("--pretrain 100", "--pretrain 100 must lie between --warmup 2500"),
+              ("--low-relabel --boundary new", "--boundary new is the manager's next goal"),
               ("--batch 0", "--batch"), ("--hidden 0", "--hidden"),
               ("--low-gamma 1", "--low-gamma"),
               ("--high-gamma 0", "--high-gamma"), ("--target-rate 0", "--target-rate"),
