@@ -46,7 +46,9 @@ is done here, and why:
      to 0 over the last third; last layers of policies 0.1 x Glorot (O: U(+-0.003)). The critic
      sees the action at its first layer (TD3; O: twice). Replay holds capacity / c windows, from
      which both levels sample (P, O: 200,000 transitions for each).
- E15 U-maze contact: sliding; `--contact undo` as O, whose robot does not move into walls at all.
+ E15 U-maze: the point slides along walls; `--contact undo` as O, whose robot does not move into
+     them at all. Its state is the position alone (O: heading, velocity and time too). `success`
+     is within 2.5 at any step, as in HIGL; `success_last_step` within 5 at the end, as P, O.
  E16 `--low-relabel` as O's relabel_contexts: each worker's goal is the way to another state of the
      batch plus noise, clipped here to the goal range. `--pretrain`: uniform goals (P: Gaussian).
 """

@@ -1627,7 +1627,7 @@ def main():
         print(f"  {str(hidden):16s} {update:10.2f} {floor:13.2f} {update / floor:7.2f} "
               f"{drift:12.2f}")
     parts = hiro_speed()
-    print("\nHIRO, float32, hidden 64,64, batch 128: ms for each environment step\n"
+    print("\nHIRO, float32, hidden 64,64, batch 100: ms for each environment step\n"
           f"  one worker update and a window's manager updates / c {parts['updates']:.2f}, their "
           f"products {parts['products']:.2f}: ratio {parts['updates'] / parts['products']:.2f}\n"
           f"  relabelling and sampling of the manager's batches {parts['relabelling']:.2f}\n"
