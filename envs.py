@@ -3,7 +3,7 @@
 Environments (`make(name)`; every one steps N agents at once and one agent by Gymnasium's calls):
   grid-fourrooms, grid-maze               integer actions, observation (row, column) as floats
   point-{umaze,medium,large,giant}        a disc; actions in [-1,1]^2; observation (x, y)
-  pointmaze-{medium,large,giant}-{navigate,stitch}-v0    OGBench's mazes on OGBench's clock
+  pointmaze-{medium,large,giant,teleport}-{navigate,stitch}-v0     OGBench's own
 point-medium, -large and -giant are OGBench's mazes with a robot four times as fast.
 
 Coordinates of point mazes are OGBench's: cells are squares of side 4, cell (i, j) (row, column)
@@ -98,6 +98,16 @@ LAYOUTS = {
         #.###...#...##.#
         #.....#...#....#
         ################""",
+    "teleport": """
+        ############
+        #.....#o#..#
+        ##.#...#..##
+        ##.###.....#
+        #....#i#.#.#
+        #i##.#.#.#.#
+        #o##.#.#.#o#
+        #....#...#.#
+        ############""",
 }
 
 # (start cell, goal cell), cells as (row, column). The maze is the medium one, two cells for one.
@@ -114,6 +124,8 @@ TASKS = {
               ((1, 1), (5, 4))],
     "giant": [((1, 1), (10, 14)), ((1, 14), (10, 1)), ((8, 14), (1, 1)), ((8, 3), (5, 12)),
               ((5, 9), (3, 8))],
+    "teleport": [((1, 10), (7, 1)), ((1, 1), (7, 10)), ((5, 6), (7, 10)), ((7, 1), (7, 10)),
+                 ((5, 6), (7, 1))],
 }
 
 # ------------------------------------------------------------------------------- environments
@@ -129,7 +141,8 @@ class Maze:
     def __init__(self, name, layout):
         rows = LAYOUTS[layout].split()
         self.name, self.tasks = name, TASKS[layout]
-        self.walls = np.array([[c == "#" for c in row] for row in rows])
+        self.layout = np.array([list(row) for row in rows])             # # wall, . free, i o see
+        self.walls = self.layout == "#"                                 # OGBenchMaze
         self.cells = np.argwhere(~self.walls)                           # (n, 2) row, column
         self.index = np.full(self.walls.shape, -1)                      # cell -> number, wall -1
         self.index[tuple(self.cells.T)] = np.arange(len(self.cells))
@@ -137,8 +150,8 @@ class Maze:
 
     @cached_property
     def distance(self):
-        """Length of the shortest path between any two free cells, in cells: (n, n) ints."""
-        return np.rint(self._paths[0]).astype(int)
+        """Length of the shortest path between any two free cells, -1 without one: (n, n) ints."""
+        return np.where(np.isfinite(self._paths[0]), self._paths[0], -1).astype(int)
 
     @cached_property
     def next_cell(self):
@@ -329,12 +342,9 @@ class PointMaze(Maze):
                 return
             s[live] += depth[:, None] * normal
 
-    def _deepest_contact(self, s):
-        """Depth (N,) of the deepest contact with one of the nine squares around, and its normal.
-
-        The contact is at the nearest point of a wall square; where the centre itself is in a
-        wall, at the nearest point of a free square.
-        """
+    def _contacts(self, s):
+        """The nine squares around discs at s (N,2): depth (N,9) in a wall's square (-inf: none, or
+        the centre is in it), normals (N,9,2), which are walls (N,9), their centres (N,9,2)."""
         near = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
         cells = np.clip(self.cell(s)[:, None] + near, 0, np.array(self.walls.shape) - 1)
         centre, half = self.centre(cells), self.side / 2
@@ -342,13 +352,20 @@ class PointMaze(Maze):
         gap -= np.clip(gap, -half, half)        # from the nearest point of the square to s
         length = np.sqrt((gap ** 2).sum(-1))
         wall = self.walls[cells[..., 0], cells[..., 1]]
-        depth = np.where(wall & (length > 0), self.radius - length, -np.inf)    # (N, 9)
-        deepest = depth.argmax(-1)
-        rows = np.arange(len(s))
-        depth, inside = depth[rows, deepest], wall[:, 4]
-        normal = gap[rows, deepest] / np.maximum(length[rows, deepest], 1e-12)[:, None]
+        depth = np.where(wall & (length > 0), self.radius - length, -np.inf)
+        return depth, gap / np.maximum(length, 1e-12)[..., None], wall, centre
+
+    def _deepest_contact(self, s):
+        """Depth (N,) of the deepest contact with one of the nine squares around, and its normal.
+
+        The contact is at the nearest point of a wall square; where the centre itself is in a
+        wall, at the nearest point of a free square.
+        """
+        depth, normal, wall, centre = self._contacts(s)
+        rows, deepest = np.arange(len(s)), depth.argmax(-1)
+        depth, normal, inside = depth[rows, deepest], normal[rows, deepest], wall[:, 4]
         if inside.any():
-            inner = half - 1e-9                 # so that a centre on the edge has a way out too
+            inner = self.side / 2 - 1e-9        # so that a centre on the edge has a way out too
             gap = (s[:, None] - centre)[inside]
             gap -= np.clip(gap, -inner, inner)
             away = np.where(wall[inside], np.inf, np.sqrt((gap ** 2).sum(-1)))
@@ -374,6 +391,65 @@ class PointMaze(Maze):
         return np.sqrt(((s - aim) ** 2).sum(-1)) + self.side * self.distance[step, j]
 
 
+class OGBenchMaze(PointMaze):
+    """OGBench's pointmaze without MuJoCo: pos += 0.2 clip(a, -1, 1), then its soft contact.
+
+    Measured on the simulator: a penetration p of one wall becomes 0.1772152 p along the normal;
+    with several contacts MuJoCo's convex problem, in one static step of the plane (see _soften).
+    Inlets (`i` in the layout): from within 1.5 of one the agent starts its next step at one of
+    the outlets (`o`), drawn uniformly; as in OGBench the observation shows the jump then.
+    """
+
+    left, stiffness, friction = 0.1772152, 3.0, 0.5
+
+    def __init__(self, name, layout):
+        super().__init__(name, layout, speed=0.2, limit=1000)
+        self.inlets, self.outlets = (self.centre(np.argwhere(self.layout == x)) for x in "io")
+
+    @cached_property
+    def next_cell(self):
+        """As in Maze, ties in OGBench's order: stay, up, left, down, right; stays if no path."""
+        to = self.cells[:, None] + np.array([(0, 0), (-1, 0), (0, -1), (1, 0), (0, 1)])
+        to = self.index[to[..., 0], to[..., 1]]                         # (n, 5), wall -1
+        ahead = np.where(to[..., None] < 0, len(to), self.distance[to])
+        return np.take_along_axis(to, ahead.argmin(1), 1)
+
+    def move(self, s, a, rng=None):
+        """s (N,2), a (N,2), clipped to [-1,1] -> s' (N,2). rng draws the outlets."""
+        a = np.asarray(a, float)
+        if a.shape != (len(s), 2) or not np.isfinite(a).all():
+            raise ValueError("a point-maze action is two finite numbers for each agent")
+        s = np.array(s, float)
+        for inlet in self.inlets:
+            jump = np.flatnonzero(((s - inlet) ** 2).sum(-1) <= 1.5**2)
+            if len(jump):
+                s[jump] = self.outlets[rng.integers(len(self.outlets), size=len(jump))]
+        s += self.speed * np.clip(a, -1, 1)
+        depth, normal = self._contacts(s)[:2]
+        touch = np.flatnonzero((depth > 0).any(-1))
+        s[touch] += self._soften(np.maximum(depth[touch], 0), normal[touch])
+        return s
+
+    def _soften(self, depth, normal):
+        """Displacement u (N,2) that contacts of these depths (N,9) and normals (N,9,2) cause.
+
+        MuJoCo's contact problem with pyramidal friction cones (Todorov et al. 2012), in one step:
+            min_u |u|^2 + stiffness sum_f max(0, push depth_f - J_f u)^2
+        over the facets f of every contact, J = n, n, n + friction t and n - friction t, by
+        Newton's method; push is such that a single contact leaves `left` of its depth. The two
+        numbers were fitted to recordings of the simulator.
+        """
+        tangent = self.friction * np.stack([-normal[..., 1], normal[..., 0]], -1)
+        J = np.concatenate([normal, normal, normal + tangent, normal - tangent], 1)
+        aim = np.tile(depth, 4) * (1 - self.left) * (1 + 1 / (4 * self.stiffness))
+        u = np.zeros((len(depth), 2))
+        for _ in range(8):
+            pull = self.stiffness * (aim > np.einsum("nfk,nk->nf", J, u)) * (aim > 0)
+            H = np.eye(2) + np.einsum("nf,nfk,nfl->nkl", pull, J, J)
+            u = np.linalg.solve(H, np.einsum("nf,nfk->nk", pull * aim, J)[..., None])[..., 0]
+        return u
+
+
 # Name -> (class, its arguments, the recipe of its data set). The recipes of the pointmaze-* sets
 # are those OGBench published; a trajectory of T rows holds T - 1 transitions.
 ENVIRONMENTS = {
@@ -384,15 +460,16 @@ ENVIRONMENTS = {
     "point-umaze": (PointMaze, dict(layout="umaze", speed=0.2, limit=500, radius=0.0, noise=0.1),
                     dict(kind="navigate", episodes=500, rows=501, noise=0.5)),
 }
-for _size in ("medium", "large", "giant"):
-    ENVIRONMENTS[f"point-{_size}"] = (
-        PointMaze, dict(layout=_size, speed=0.8, limit=250),
-        dict(kind="navigate", episodes=1000, rows=201, noise=0.5))
+for _size in ("medium", "large", "giant", "teleport"):
+    if _size != "teleport":
+        ENVIRONMENTS[f"point-{_size}"] = (
+            PointMaze, dict(layout=_size, speed=0.8, limit=250),
+            dict(kind="navigate", episodes=1000, rows=201, noise=0.5))
     _long = _size == "giant"
     for _kind, _episodes, _rows in (("navigate", 500 if _long else 1000, 2001 if _long else 1001),
                                     ("stitch", 5000, 201)):
         ENVIRONMENTS[f"pointmaze-{_size}-{_kind}-v0"] = (
-            PointMaze, dict(layout=_size, speed=0.2, limit=1000),
+            OGBenchMaze, dict(layout=_size),
             dict(kind=_kind, episodes=_episodes, rows=_rows, noise=0.5))
 
 
@@ -410,11 +487,12 @@ def make(name, **changes):
 class GoalTask:
     """A maze by the convention of Gymnasium-Robotics, for online learning: HIRO's tasks.
 
-    Observations are dicts: observation and achieved_goal are the position, desired_goal the goal,
-    each (2,). Actions lie in [-1,1]^2. The reward is minus the distance to the goal after the
-    step; nothing terminates, the time limit truncates; info["success"] tells of this step.
-    A subclass draws starts and goals (`draw`, `tests`), moves N agents (`move`) and says how far
-    they are (`distance`) and what counts as reached, at any step and at the last.
+    Observations are dicts: achieved_goal is the position and desired_goal the goal, (2,) each;
+    observation (S,) begins with the position. Actions lie in [-1,1]^2. The reward is minus the
+    distance to the goal after the step; nothing terminates, the time limit truncates;
+    info["success"] tells of this step. A subclass draws starts and goals (`draw`, `tests`), moves
+    N agents (`move`) and says what they see (`observe`), how far they are (`distance`) and what
+    counts as reached, at any step and at the last.
     """
 
     def __init__(self, maze, limit):
@@ -439,8 +517,12 @@ class GoalTask:
         return (self._observation(), -float(far[0]), False, self.time >= self.limit,
                 {"success": bool(self.reached(far)[0])})
 
+    def observe(self, s):
+        """Observations (N,S) at positions s (N,2); here the position alone."""
+        return s
+
     def _observation(self):
-        return {"observation": self.s[0].copy(), "achieved_goal": self.s[0].copy(),
+        return {"observation": self.observe(self.s)[0].copy(), "achieved_goal": self.s[0].copy(),
                 "desired_goal": self.goal[0].copy()}
 
 
@@ -483,8 +565,10 @@ class UMazeTask(GoalTask):
 class FourRoomsTask(GoalTask):
     """grid-fourrooms by a vector action: the axis of its largest component moves the agent.
 
-    A largest component below 0.5 stays. Start and goal are cells of different rooms (doors
-    belong to none); Manhattan distance, 100 steps; reached: the goal's cell.
+    A largest component below 0.5 stays. The agent sees its row and column and, one-hot, which of
+    the free cells it is in: a wall then needs no steep function of two numbers. Start and goal
+    are cells of different rooms (doors belong to none); Manhattan distance, 100 steps; reached:
+    the goal's cell.
     """
 
     def __init__(self):
@@ -506,6 +590,9 @@ class FourRoomsTask(GoalTask):
         axis = np.abs(a).argmax(-1)
         along = a[np.arange(len(a)), axis]
         return self.maze.move(s, np.where(np.abs(along) < 0.5, 0, 1 + 2 * axis + (along > 0)))
+
+    def observe(self, s):
+        return np.concatenate([s, np.eye(len(self.maze.cells))[self.maze.number(s)]], -1)
 
     def distance(self, s, g):
         return np.abs(s - g).sum(-1)
@@ -560,10 +647,10 @@ class Dataset:
 
 def save_dataset(path, data):
     """Write OGBench's npz layout; under a temporary name first, then renamed."""
-    with open(f"{path}.tmp", "wb") as file:
+    with open(f"{path}.{os.getpid()}.tmp", "wb") as file:       # two processes may do the same
         np.savez_compressed(file, observations=data.observations, actions=data.actions,
                             terminals=data.terminals)
-    os.replace(f"{path}.tmp", path)
+    os.replace(file.name, path)
 
 
 def load_dataset(path):
@@ -625,6 +712,23 @@ def check_dataset(data, env):
         step = "the move" if env.discrete else f"{env.speed} x action"
         raise ValueError(f"{1 - fits.mean():.0%} of the free steps are not {step} of {env.name}; "
                          "the data set is of another environment")
+
+
+def published_dataset(env, folder="datasets"):
+    """The data set of an OGBench name, the same for every seed, kept in `folder`.
+
+    Made by OGBench's recipe, so that it agrees with the published file in distribution, not row
+    by row. A file of that name, such as the published one, is used as it is.
+    """
+    path = os.path.join(folder, f"{env.name}.npz")
+    if not os.path.exists(path):
+        recipe = ENVIRONMENTS[env.name][2]
+        print(f"collecting {env.name}: {recipe['episodes']} x {recipe['rows']} rows ...",
+              flush=True)
+        os.makedirs(folder, exist_ok=True)
+        save_dataset(path, collect(env, np.random.default_rng(0), **recipe))
+        print(f"kept in {path}", flush=True)
+    return load_dataset(path)
 
 
 def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5):

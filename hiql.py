@@ -173,8 +173,8 @@ def prepare(c, tree=None):
     """
     env = envs.make(c.env)
     rngs = experiment.generators(c.seed, "data", "hide", "init", "flat", "batch")
-    if c.dataset:
-        data = envs.load_dataset(c.dataset)
+    if c.dataset or c.env.startswith("pointmaze"):
+        data = envs.load_dataset(c.dataset) if c.dataset else envs.published_dataset(env)
         envs.check_dataset(data, env)
     else:
         data = envs.collect(env, rngs["data"], **envs.ENVIRONMENTS[c.env][2])

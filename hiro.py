@@ -51,6 +51,10 @@ is done here, and why:
      is within 2.5 at any step, as in HIGL; `success_last_step` within 5 at the end, as P, O.
  E16 `--low-relabel` as O's relabel_contexts: each worker's goal is the way to another state of the
      batch plus noise, clipped here to the goal range. `--pretrain`: uniform goals (P: Gaussian).
+ E17 grid-fourrooms (P, O: no grid): the cell is seen one-hot too; the manager is asked every 3
+     steps for goals within +-3, its noise is of their size and independent, its discount 0.9;
+     the worker's noise of 0.5 stays on in evaluation, since without it a wrong action is
+     repeated for ever.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -91,6 +95,7 @@ class Config:
     delay: int = option(2, "critic updates for each update of policy and targets (O: 2) [E6]")
     low_noise: float = option(0.1, "worker's exploration noise, in units of half the action range "
                              "(P, O: 1.0)")
+    eval_noise: float = option(0.0, "worker's noise in evaluation, in the same units [E17]")
     high_noise: float = option(2.0, "manager's exploration noise, in units of the goals' "
                               "half-width (P, O: 0.1) [E10]")
     noise_keep: float = option(0.75, "correlation of the manager's noise with its last one [E10]")
@@ -116,7 +121,8 @@ class Config:
     eval_every: int = option(2500, "steps between evaluations and checkpoints")
 
 
-DEFAULTS = {"grid": dict(c=5, goal_range=5.0, low_noise=0.5)}
+DEFAULTS = {"grid": dict(c=3, goal_range=3.0, low_noise=0.5, eval_noise=0.5, high_gamma=0.9,
+                         high_noise=1.0, noise_keep=0.0)}                   # [E17]
 QUICK = dict(steps=2000, warmup=500, eval_every=1000, episodes=4)
 
 
@@ -139,7 +145,7 @@ def resolve(given):
     experiment.demand(c, lambda x: 0 < x <= 1, "in (0, 1]", "target_rate")
     experiment.demand(c, lambda x: 0 <= x < 1, "in [0, 1)", "noise_keep")
     experiment.demand(c, lambda x: 0 <= x < math.inf, "at least 0", "seed", "goal_range",
-                      "low_noise", "high_noise", "target_noise", "target_clip", "pretrain")
+                      "low_noise", "eval_noise", "high_noise", "target_noise", "target_clip", "pretrain")
     experiment.demand(c, lambda x: x >= 2, "at least 2: the old goal and the move made",
                       "candidates")
     experiment.demand(c, lambda x: x >= c.c, f"at least --c {c.c}", "warmup", "capacity")
@@ -597,8 +603,13 @@ def summarise(c, name, run, last, step):
 # -------------------------------------------------------------------------------- evaluation
 
 
-def rollout(task, tree, starts, goals, c):
-    """N episodes of one of our tasks side by side, without noise, to the time limit.
+def acting(a, rng, c):
+    """The action taken in evaluation: the worker's own, or with noise, clipped [E17]."""
+    return np.clip(a + c.eval_noise * rng.normal(size=a.shape), -1, 1) if c.eval_noise else a
+
+
+def rollout(task, tree, starts, goals, rng, c):
+    """N episodes of one of our tasks side by side, to the time limit.
 
     starts, goals (N,2) -> distances to the goal (T,N), positions (T+1,N,2), and the places the
     manager asked for (T/c,N,2).
@@ -606,11 +617,11 @@ def rollout(task, tree, starts, goals, c):
     ask, act = policies(tree, tree["half"], c)
     s, far, paths, asked = starts, [], [starts], []
     for t in range(task.limit):
-        now = s.astype(np.float32)
+        now = task.observe(s).astype(np.float32)
         if t % c.c == 0:
             g = ask(now, goals.astype(np.float32))
-            asked.append(now + g)
-        s = task.move(s, act(now, g).astype(float))
+            asked.append(now[:, :2] + g)
+        s = task.move(s, acting(act(now, g).astype(float), rng, c))
         g = carry(now, g, s.astype(np.float32), c)
         paths.append(s)
         far.append(task.distance(s, goals))
@@ -618,7 +629,7 @@ def rollout(task, tree, starts, goals, c):
 
 
 def evaluate(world, tree, c, at):
-    """Success without noise -> (summary, {test: (paths, asked, goals, success)}).
+    """Success of the current policies -> (summary, {test: (paths, asked, goals, success)}).
 
     The first test gives success, success_last_step and final_distance, each other one its own
     success_<name>. Starts and goals depend on the seed and on `at`, the steps so far, alone.
@@ -628,7 +639,7 @@ def evaluate(world, tree, c, at):
         return evaluate_calls(world, tree, c, rng), {}
     task, tests = world.env, world.env.tests(rng, c.episodes)
     starts, goals = (np.concatenate(x) for x in zip(*tests.values()))
-    far, paths, asked = rollout(task, tree, starts, goals, c)
+    far, paths, asked = rollout(task, tree, starts, goals, rng, c)
     success = task.reached(far).any(0)
     for i, name in enumerate(tests):
         mine = slice(i * c.episodes, (i + 1) * c.episodes)
@@ -642,8 +653,9 @@ def evaluate(world, tree, c, at):
     return {k: float(x) for k, x in summary.items()}, episodes
 
 
-def single_actor(world, tree, c):
-    """act(observation) -> action of the environment, for one episode, without noise."""
+def single_actor(world, tree, c, rng=None):
+    """act(observation) -> action of the environment, for one episode, as in evaluation."""
+    rng = rng or np.random.default_rng(c.seed)
     ask, act = policies(tree, tree["half"], c)
     memory = {"t": 0}
 
@@ -651,7 +663,7 @@ def single_actor(world, tree, c):
         s, task = (x[None] for x in world.read(obs))
         g = ask(s, task) if memory["t"] % c.c == 0 else carry(memory["s"], memory["g"], s, c)
         memory.update(t=memory["t"] + 1, s=s, g=g)
-        return world.centre + world.half * act(s, g)[0]
+        return world.centre + world.half * acting(act(s, g)[0], rng, c)
 
     return step
 
@@ -661,7 +673,7 @@ def evaluate_calls(world, tree, c, rng):
     results = []
     for _ in range(c.episodes):
         obs, _ = world.env.reset(seed=int(rng.integers(2**31)))
-        act, over, ever, total = single_actor(world, tree, c), False, False, 0.0
+        act, over, ever, total = single_actor(world, tree, c, rng), False, False, 0.0
         while not over:
             obs, reward, terminated, truncated, info = world.env.step(act(obs))
             over, total = terminated or truncated, total + float(reward)

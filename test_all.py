@@ -447,10 +447,12 @@ def test_layouts_and_tasks(name):
     env = envs.make(name)
     walls = env.walls
     assert walls[0].all() and walls[-1].all() and walls[:, 0].all() and walls[:, -1].all()
-    assert env.distance.max() < 1000 and (env.distance == env.distance.T).all()
+    assert (env.distance == env.distance.T).all()
+    alone = (env.distance == -1).sum(1) == len(env.cells) - 1      # an outlet of the teleport maze
+    assert alone.sum() == ("teleport" in name) and (env.distance[~alone][:, ~alone] >= 0).all()
     lengths = [int(env.distance[env.index[a], env.index[b]]) for a, b in env.tasks]
     published = {"medium": (26, [10, 10, 6, 10, 8]), "large": (46, [15, 19, 12, 14, 15]),
-                 "giant": (86, [30, 26, 30, 26, 17])}
+                 "giant": (86, [30, 26, 30, 26, 17]), "teleport": (45, [19, 15, 10, 21, 15])}
     for layout, (cells, tasks) in published.items():
         if layout in name:
             assert len(env.cells) == cells and lengths == tasks
@@ -501,7 +503,8 @@ def test_nothing_tunnels_or_overlaps_walls(name):
         assert ((moved - s) ** 2).sum(1).max() < 3.4 * env.speed**2
         for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7),
                        (-0.7, -0.7)):
-            env.number(moved + (env.radius - 1e-6) * np.array([dx, dy]))  # raises in a wall
+            soft = 0.1 if name.startswith("pointmaze") else 1e-6
+            env.number(moved + (env.radius - soft) * np.array([dx, dy]))  # raises in a wall
         s = moved
 
 
@@ -520,6 +523,78 @@ def test_discs_move_freely_stop_at_walls_and_slide():
     many = env.move(np.concatenate([at, down, corner]), np.tile([[-1.0, -0.3]], (3, 1)))
     for s, moved in zip((at, down, corner), many):          # N agents are N single agents
         np.testing.assert_array_equal(env.move(s, np.array([[-1.0, -0.3]]))[0], moved)
+
+
+def steps_of_the_simulator():
+    """Steps of OGBench 1.2.1 under MuJoCo 3.2.4 in its four mazes: s, a, s1 (300,2), contacts.
+
+    Random actions (60) and a noisy heading held for 25 steps, which hugs walls (240); a third of
+    them drawn among the steps with two contacts or more. s1 is the position after the move and
+    five mj_steps, contacts what mj_forward reports after the move. jump_*: 60 observations of
+    env.step near the inlets, the next action, the next observation.
+    """
+    with np.load(os.path.join(HERE, "data", "ogbench_steps.npz")) as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("size", ["medium", "large", "giant", "teleport"])
+def test_ogbench_mazes_step_as_the_simulator_does(size):
+    recorded, env = steps_of_the_simulator(), envs.make(f"pointmaze-{size}-navigate-v0")
+    s, a, s1, contacts = (recorded[f"{size}_{x}"] for x in ("s", "a", "s1", "contacts"))
+    error = np.abs(env.move(s, a) - s1).max(-1)
+    assert error[contacts <= 1].max() < 1e-4 and (contacts == 1).sum() > 50
+    assert error[contacts > 1].mean() < 0.02 and error[contacts > 1].max() < 0.07
+    assert (contacts > 1).sum() > 100
+    pressed = env.centre(np.array([env.tasks[0][0]]))       # a = 1 against a wall settles at
+    into = np.array([[-1.0, 0.0]]) if size in ("medium", "large") else np.array([[0.0, -1.0]])
+    for _ in range(20):                                     # p = left (p + 0.2)
+        pressed = env.move(pressed, into)
+    assert env._deepest_contact(pressed)[0][0] == pytest.approx(0.0431, abs=1e-4)
+
+
+def test_teleporters_jump_one_step_later_to_a_random_outlet():
+    recorded, env = steps_of_the_simulator(), envs.make("pointmaze-teleport-navigate-v0")
+    s, a, s1 = (recorded[f"jump_{x}"] for x in ("s", "a", "s1"))
+    inside = (np.sqrt(((s[:, None] - env.inlets) ** 2).sum(-1)) <= 1.5).any(1)
+    assert 20 < inside.sum() < 50
+    moved = env.move(s, a, np.random.default_rng(0))
+    np.testing.assert_allclose(moved[~inside], s1[~inside], atol=0.05)
+    for end in (s1, moved):
+        gap = np.abs(end[inside] - 0.2 * a[inside] - env.outlets[:, None]).max(-1)
+        assert (gap.min(0) < 1e-9).all() and len(set(gap.argmin(0))) == 3
+    many = env.move(np.tile(env.inlets[:1], (9000, 1)), np.zeros((9000, 2)),
+                    np.random.default_rng(1))
+    share = [(many == outlet).all(1).mean() for outlet in env.outlets]
+    np.testing.assert_allclose(share, 1 / 3, atol=0.02)
+
+
+def test_ogbench_ties_between_shortest_paths():
+    """Of two best neighbours OGBench takes up before left before down before right."""
+    env = envs.make("pointmaze-medium-navigate-v0")
+    toward = {goal: tuple(env.cells[env.next_cell[env.index[4, 4], env.index[goal]]])
+              for goal in ((1, 5), (6, 3), (4, 4), (3, 2))}
+    assert toward == {(1, 5): (3, 4), (6, 3): (5, 4), (4, 4): (4, 4), (3, 2): (3, 4)}
+    ahead = env.distance[env.next_cell, np.arange(len(env.cells))]
+    np.testing.assert_array_equal(ahead, np.maximum(env.distance - 1, 0))
+    a, b = env.index[4, 4], env.index[2, 5]                     # by (3, 4) or by (4, 5)?
+    assert tuple(env.cells[env.next_cell[a, b]]) == (3, 4)
+
+
+def test_published_data_sets_are_made_once(tmp_path, monkeypatch, capsys):
+    name = "pointmaze-teleport-stitch-v0"
+    kind, arguments, recipe = envs.ENVIRONMENTS[name]
+    assert recipe == dict(kind="stitch", episodes=5000, rows=201, noise=0.5)
+    monkeypatch.setitem(envs.ENVIRONMENTS, name, (kind, arguments, {**recipe, "episodes": 50}))
+    monkeypatch.chdir(tmp_path)
+    env = envs.make(name)
+    first = envs.published_dataset(env)
+    assert os.listdir("datasets") == [f"{name}.npz"]
+    assert "50 x 201 rows" in capsys.readouterr().out
+    envs.check_dataset(first, env)
+    again = envs.published_dataset(env)
+    assert capsys.readouterr().out == "" and (again.observations == first.observations).all()
+    jumps = np.abs(np.diff(first.observations, axis=0)).max(1)[first.valid] > 1
+    assert 0 < jumps.mean() < 0.02
 
 
 @pytest.mark.parametrize("name", ["grid-fourrooms", "point-medium"])
@@ -1369,18 +1444,22 @@ def test_tasks_by_hand():
     moved = rooms.move(np.full((5, 2), 3.0), np.array([[0.4, -0.4], [-0.6, 0.5], [0.7, 0.6],
                                                        [0.5, -0.9], [0.1, 0.5]]))
     assert moved.tolist() == [[3, 3], [2, 3], [4, 3], [3, 2], [3, 4]]
+    seen = rooms.observe(rooms.maze.cells[:3].astype(float))
+    assert seen.shape == (3, 2 + 104) and (seen[:, :2] == rooms.maze.cells[:3]).all()
+    np.testing.assert_array_equal(seen[:, 2:], np.eye(3, 104))
 
 
-def test_episodes_side_by_side_are_episodes_one_by_one():
+@pytest.mark.parametrize("name", list(envs.GOAL_TASKS))
+def test_episodes_side_by_side_are_episodes_one_by_one(name):
     """The batched evaluation takes the path of the agent's act() through Gymnasium's calls."""
-    c = hiro.resolve({"seed": 1})
-    task = envs.UMazeTask()
+    c = hiro.resolve({"seed": 1, "env": name, "eval_noise": 0.0})
+    task = envs.GOAL_TASKS[name]()
     world = hiro.World(task, None, None)
     tree = hiro.start(c, world, experiment.generators(1, "init"))
     tree["low"]["online"] = tree_map(lambda w: 3 * w, tree["low"]["online"])
     tree["high"]["online"] = tree_map(lambda w: 3 * w, tree["high"]["online"])
     starts, goals = task.draw(np.random.default_rng(0), 3)
-    far, paths, asked = hiro.rollout(task, tree, starts, goals, c)
+    far, paths, asked = hiro.rollout(task, tree, starts, goals, None, c)
     for i in range(3):
         obs, _ = task.reset(options={"start": starts[i], "goal": goals[i]})
         act = hiro.single_actor(world, tree, c)
@@ -1389,6 +1468,16 @@ def test_episodes_side_by_side_are_episodes_one_by_one():
             np.testing.assert_allclose(obs["achieved_goal"], paths[t + 1, i], atol=1e-3)
             assert reward == pytest.approx(-far[t, i], abs=1e-3)
     assert np.abs(paths[-1] - paths[0]).max() > 0.5
+
+
+def test_noise_in_evaluation():
+    """--eval-noise is the std of what is added to the worker's actions, before clipping."""
+    rng, zero = np.random.default_rng(0), np.zeros((20000, 2))
+    noisy = hiro.acting(zero, rng, hiro.resolve({"env": "grid-fourrooms", "eval_noise": 0.25}))
+    assert noisy.std() == pytest.approx(0.25, rel=0.02) and abs(noisy.mean()) < 0.01
+    noisy = hiro.acting(zero + 0.9, rng, hiro.resolve({"env": "grid-fourrooms"}))
+    assert noisy.max() == 1 and 0.3 < (noisy == 1).mean() < 0.5
+    assert hiro.acting(zero, None, hiro.resolve({})) is zero
 
 
 TINY_HIRO = ("--steps", 1500, "--warmup", 500, "--eval-every", 500, "--episodes", 2, "--batch", 32,
