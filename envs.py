@@ -232,6 +232,11 @@ class Maze:
                 {"goal": self.goal[0].copy(), "success": success})
 
 
+def unit(x):
+    """Vectors x (N,2) at length 1; a zero vector stays."""
+    return x / np.maximum(np.sqrt((x ** 2).sum(-1, keepdims=True)), 1e-9)
+
+
 class GridWorld(Maze):
     """Cells; actions 0 stay, 1 up, 2 down, 3 left, 4 right; a move into a wall stays.
 
@@ -373,6 +378,26 @@ class PointMaze(Maze):
             depth[inside] = self.radius + away[out]
             normal[inside] = -gap[out] / away[out][:, None]
         return depth, normal
+
+    def controller(self, kind, rng):
+        """act(s (N,2), g (N,2), t) -> actions (N,2) of a policy that learns nothing.
+
+        collector: that of the data sets, to the centre of the next cell + N(0, 0.5^2), clipped;
+        straight: at full speed straight at the goal, walls or not; random: uniform.
+        """
+        def act(s, g, t):
+            if kind == "random":
+                return rng.uniform(-1, 1, s.shape)
+            if kind == "straight":
+                return np.clip(g - s, -1, 1)
+            return self.follow(s, self.number(g), 0.5, rng)
+
+        return act
+
+    def follow(self, s, goal_cell, noise, rng):
+        """Actions (N,2): unit vector to the centre of the next cell on the way + noise, clipped."""
+        aim = self.centre(self.cells[self.next_cell[self.number(s), goal_cell]])
+        return np.clip(unit(aim - s) + noise * rng.normal(size=s.shape), -1, 1)
 
     def success(self, s, g):
         return np.sqrt(((s - g) ** 2).sum(-1)) <= self.tolerance
@@ -766,14 +791,13 @@ def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5):
             if kind == "navigate":
                 ahead = env.distance[env.neighbours[env.number(s)], goal_cell[:, None]]
                 a = np.where(rng.random(episodes) < noise, a, ahead.argmin(-1))
-        else:
-            if kind == "explore" and t % 10 == 0:
+        elif kind == "explore":
+            if t % 10 == 0:
                 angle = rng.uniform(0, 2 * np.pi, episodes)
                 heading = np.stack([np.cos(angle), np.sin(angle)], -1)
-            elif kind != "explore":
-                heading = env.centre(env.cells[env.next_cell[env.number(s), goal_cell]]) - s
-                heading /= np.maximum(np.sqrt((heading ** 2).sum(-1, keepdims=True)), 1e-9)
             a = np.clip(heading + noise * rng.normal(size=s.shape), -1, 1).astype(np.float32)
+        else:
+            a = env.follow(s, goal_cell, noise, rng).astype(np.float32)
         observations[t], actions[t] = s, a
         s = env.move(s, a, rng)
         arrived = np.flatnonzero(env.success(s, goal))
@@ -854,6 +878,36 @@ def expectile_values(env, at_goal, go_on, gamma, expectile):
         change, v = np.abs(new - v).max(), new
         if change < 1e-12:
             return np.where(seen, v, np.nan)
+
+
+def values_under_chance(env, gamma, expectile):
+    """Why an action-free expectile is optimistic on a slippery grid: three exact values (n, n).
+
+    Behaviour: uniform actions; goals absorb. Q(s,a,g) = E[-1 + gamma V(s',g)] over the slips.
+    -> optimal          V = max_a Q
+       over actions     V = the expectile of Q over a (IQL): luck is averaged before it
+       action-free      V = the expectile of -1 + gamma V(s',g) over s' (HIQL): a lucky slip
+                        counts like a good action
+    """
+    def expectile_of(y, v):
+        weight = np.where(y >= v[:, None], expectile, 1 - expectile)
+        return (weight * y).sum(1) / weight.sum(1)
+
+    def solve(backup):
+        v, goal = np.zeros((len(env.cells),) * 2), np.eye(len(env.cells), dtype=bool)
+        while True:
+            y = -1 + gamma * v[env.neighbours]                  # (n, 5, n) after each move
+            new = np.where(goal, 0, backup(y, v))
+            change, v = np.abs(new - v).max(), new
+            if change < 1e-9:
+                return v
+
+    def q(y):
+        return (1 - env.slip) * y + env.slip * y.mean(1, keepdims=True)
+
+    return {"optimal": solve(lambda y, v: q(y).max(1)),
+            "over actions": solve(lambda y, v: expectile_of(q(y), v)),
+            "action-free": solve(lambda y, v: expectile_of(y, v))}
 
 
 def behaviour_counts(go_on):
@@ -938,8 +992,23 @@ def save_figure(figure, path):
     os.replace(f"{path}.tmp", path)
 
 
+def draw_chance(path, gamma=0.95, expectile=0.9):
+    """Mean exact values over the distance to the goal, without and with slips of the actions."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
+    for ax, slip in zip(axes, (0.0, 0.5)):
+        env = make("grid-fourrooms", slip=slip)
+        far = np.arange(1, env.distance.max() + 1)
+        for (name, v), line in zip(values_under_chance(env, gamma, expectile).items(),
+                                   ("k-", "C0--", "C1:")):
+            ax.plot(far, [v[env.distance == d].mean() for d in far], line, lw=2, label=name)
+        ax.set(title=f"slip {slip:g}, expectile {expectile:g}", xlabel="distance to the goal")
+    axes[0].set_ylabel("exact value, mean")
+    axes[0].legend(fontsize=8)
+    save_figure(figure, path)
+
+
 def main(folder="runs"):
-    """Draw every maze with its tasks, and on the four rooms three exact values side by side."""
+    """Draw the mazes with their tasks, and on the four rooms exact values of several kinds."""
     os.makedirs(folder, exist_ok=True)
     names = [name for name in ENVIRONMENTS if not name.startswith("pointmaze")]
     figure, axes = plt.subplots(2, 3, figsize=(11, 8))
@@ -966,7 +1035,8 @@ def main(folder="runs"):
     _, hiql, behaviour = maps.values()
     print(f"mean distance of the two fixed points: {np.nanmean(np.abs(hiql - behaviour)):.3f}, "
           f"{np.nanmean(np.abs(hiql - behaviour)) / np.ptp(hiql):.1%} of the range")
-    print(f"wrote mazes.png and exact_values.png to {os.path.abspath(folder)}")
+    draw_chance(os.path.join(folder, "chance.png"))
+    print(f"wrote mazes.png, exact_values.png and chance.png to {os.path.abspath(folder)}")
 
 
 if __name__ == "__main__":

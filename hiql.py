@@ -64,7 +64,8 @@ from experiment import option
 from nets import (adam, adam_init, categorical_log_prob, ema, forward, gaussian_log_prob, init_mlp,
                   length_normalize, mlp, stop, tree_map)
 
-AGENTS = ("hiql", "flat", "gciql", "gcbc", "hgcbc")
+AGENTS = ("hiql", "flat", "gciql", "gcbc", "hgcbc", "collector", "straight", "random")
+CONTROLLERS = AGENTS[5:]                # learn nothing; for comparison
 
 
 @dataclass
@@ -74,7 +75,8 @@ class Config:
     env: str = option("point-medium", "environment", tuple(envs.ENVIRONMENTS))
     dataset: str = option("", "npz file in OGBench's layout; without it the data is collected")
     agent: str = option("hiql", "hiql; flat: one policy on the same value; gciql; gcbc, hgcbc: "
-                        "behaviour cloning, flat and hierarchical", AGENTS)
+                        "behaviour cloning, flat and hierarchical; on point mazes, without "
+                        "learning: the data's collector, straight at the goal, random", AGENTS)
     seed: int = option(0, "seed of everything random, the collected data included")
     steps: int = option(5000, "updates")
     batch: int = option(256, "batch size (C, O: 1024)")
@@ -135,6 +137,8 @@ def resolve(given):
         values.update(flat_alpha=0.0, high_alpha=0.0, low_alpha=0.0)
     if agent != "hiql":
         values["contrast"] = False
+    if agent in CONTROLLERS:
+        values["steps"] = 1                             # of nothing
     if given.pop("quick", False):
         values.update(QUICK)
     c = Config(**{**values, **given})
@@ -158,6 +162,8 @@ def resolve(given):
         raise ValueError("--contrast is for --agent hiql: the flat policy learns from its value")
     if c.agent in ("gcbc", "hgcbc") and (c.high_alpha or c.low_alpha or c.flat_alpha):
         raise ValueError(f"{c.agent} clones behaviour: its temperatures --...-alpha are 0")
+    if c.agent in CONTROLLERS and env.startswith("grid"):
+        raise ValueError(f"--agent {c.agent} is for point mazes, not {env}")
     if c.agent == "hgcbc" and c.subgoal != "none":
         raise ValueError("hgcbc has no value to learn phi from; it wants --subgoal none")
     return c
@@ -407,7 +413,8 @@ LOSSES = {"hiql": {"value": value_loss, "high": high_loss, "low": low_loss},
           "flat": {"value": value_loss, "flat": flat_loss},
           "gciql": {"value": gciql_loss, "flat": gciql_policy_loss},
           "gcbc": {"flat": flat_loss},
-          "hgcbc": {"high": high_loss, "low": low_loss}}
+          "hgcbc": {"high": high_loss, "low": low_loss},
+          **{name: {} for name in CONTROLLERS}}
 
 
 # ------------------------------------------------------------------------------------- update
@@ -533,7 +540,8 @@ def evaluate(problem, params, at, flat=False):
     tasks = np.array(env.tasks).repeat(c.episodes, axis=0)          # (5 episodes, 2, 2) cells
     pairs = env.random_pairs(rng, 200, min(env.far, env.distance.max()))
     starts, goals = (env.place(np.concatenate([tasks[:, i], pairs[i]]), rng) for i in (0, 1))
-    success, steps, paths = rollout(env, actor(params, c, flat, rng), starts, goals, rng)
+    act = env.controller(c.agent, rng) if c.agent in CONTROLLERS else actor(params, c, flat, rng)
+    success, steps, paths = rollout(env, act, starts, goals, rng)
     n = len(tasks)
     by_task = success[:n].reshape(len(env.tasks), -1)
     summary = {"success": float(by_task.mean()), "success_per_task": by_task.mean(1).tolist(),

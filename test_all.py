@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -578,6 +579,38 @@ def test_ogbench_ties_between_shortest_paths():
     np.testing.assert_array_equal(ahead, np.maximum(env.distance - 1, 0))
     a, b = env.index[4, 4], env.index[2, 5]                     # by (3, 4) or by (4, 5)?
     assert tuple(env.cells[env.next_cell[a, b]]) == (3, 4)
+
+
+def test_controllers_reach_what_they_reach_in_ogbench():
+    """Against MuJoCo with OGBench: collector 0.98 (medium), straight 1.0, 0.5, 0, 0, 0."""
+    c = {kind: hiql.resolve({"env": "pointmaze-medium-navigate-v0", "agent": kind,
+                             "episodes": 40}) for kind in hiql.CONTROLLERS}
+    env, success = envs.make(c["random"].env), {}
+    for kind in c:
+        problem = SimpleNamespace(config=c[kind], env=env)
+        success[kind] = hiql.evaluate(problem, None, 1)[0]["success_per_task"]
+    assert np.mean(success["collector"]) > 0.94 and np.mean(success["random"]) == 0
+    assert success["straight"][0] > 0.95 and success["straight"][2:] == [0, 0, 0]
+    assert 0.2 < success["straight"][1] < 0.8
+
+
+def test_luck_makes_the_action_free_expectile_optimistic():
+    sure, slippery = (envs.make("grid-fourrooms", slip=x) for x in (0.0, 0.5))
+    sure, slippery = (envs.values_under_chance(env, 0.95, 0.9) for env in (sure, slippery))
+    np.testing.assert_allclose(sure["optimal"], envs.optimal_value(
+        envs.make("grid-fourrooms").distance, 0.95), atol=1e-6)
+    np.testing.assert_allclose(sure["over actions"], sure["action-free"], atol=1e-6)
+    far = envs.make("grid-fourrooms").distance >= 5
+    assert (slippery["over actions"] < slippery["optimal"])[far].all()  # no policy does better
+    assert (slippery["action-free"] > slippery["optimal"])[far].all()   # but it says so
+    # by hand: the goal below the corner (1, 1), where two of the five moves go into walls
+    env = envs.make("grid-fourrooms", slip=0.5)
+    s, g = env.index[1, 1], env.index[2, 1]
+    v = slippery["over actions"][:, g]
+    y = -1 + 0.95 * v[env.neighbours[s]]
+    q = 0.5 * y + 0.5 * y.mean()
+    weight = np.where(q >= v[s], 0.9, 0.1)
+    assert (weight * (q - v[s])).sum() == pytest.approx(0, abs=1e-6)
 
 
 def test_published_data_sets_are_made_once(tmp_path, monkeypatch, capsys):
