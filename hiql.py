@@ -73,6 +73,8 @@ class Config:
     """Everything that decides a run; `resolve` puts in what depends on environment and agent."""
 
     env: str = option("point-medium", "environment", tuple(envs.ENVIRONMENTS))
+    preset: str = option("fast", "fast: tuned here; paper: the published learning rate, target "
+                         "rate, temperatures and initialisation [D12]", ("fast", "paper"))
     dataset: str = option("", "npz file in OGBench's layout; without it the data is collected")
     agent: str = option("hiql", "hiql; flat: one policy on the same value; gciql; gcbc, hgcbc: "
                         "behaviour cloning, flat and hierarchical; on point mazes, without "
@@ -119,6 +121,7 @@ DEFAULTS = {                            # what an environment changes, by the st
     "pointmaze": dict(gamma=0.99, k=25),
     "pointmaze-giant": dict(gamma=0.995),
 }
+PAPER = dict(lr=3e-4, decay=False, target_rate=0.005, high_alpha=3.0, low_alpha=3.0, kinks="zero")
 QUICK = dict(steps=300, batch=128, hidden=(64, 64), eval_every=150, episodes=4)
 
 
@@ -131,6 +134,8 @@ def resolve(given):
             values.update(changes)
     if "stitch" in env:
         values["high_random"] = 0.5
+    if given.get("preset") == "paper":
+        values.update(PAPER)
     if agent == "hgcbc":
         values["subgoal"] = "none"                      # there is no value to learn phi from
     if agent in ("gcbc", "hgcbc"):

@@ -630,6 +630,17 @@ def test_published_data_sets_are_made_once(tmp_path, monkeypatch, capsys):
     assert 0 < jumps.mean() < 0.02
 
 
+def test_presets():
+    """--preset paper: the published numbers of the fact sheets, but for sizes; flags go first."""
+    name = "pointmaze-large-navigate-v0"
+    c = hiql.resolve({"env": name, "preset": "paper", "low_alpha": 7.0})
+    assert (c.lr, c.target_rate, c.expectile, c.gamma, c.k, c.high_alpha, c.low_alpha, c.kinks,
+            c.decay) == (3e-4, 0.005, 0.7, 0.99, 25, 3, 7, "zero", False)
+    assert hiql.resolve({"env": "pointmaze-giant-navigate-v0", "preset": "paper"}).gamma == 0.995
+    assert hiql.resolve({"preset": "paper", "agent": "gcbc"}).flat_alpha == 0
+    assert hiql.resolve({"preset": "fast"}) == hiql.resolve({})
+
+
 @pytest.mark.parametrize("name", ["grid-fourrooms", "point-medium"])
 def test_gymnasium_convention(name):
     env = envs.make(name)
