@@ -48,10 +48,13 @@ ogbench, impls/agents/hiql.py) differ, what is done here, and why:
      (Kostrikov et al. 2021) from the target Q; O's published GCIQL by DDPG+BC at expectile 0.9.
  D14 Initialisation of first layers, all inputs alike: see `init`. C, O: Glorot, biases 0, which
      is `--kinks zero`.
+ D15 Features: C, O show the networks the state alone. `--fourier 16`, the default on OGBench's own
+     mazes, adds sines and cosines of 16 random projections of it (see `seen`).
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
+import functools
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -107,6 +110,8 @@ class Config:
                                 "stitch data 0.5)")
     kinks: str = option("data", "first-layer biases: units bend at data points, or at zero [D14]",
                         ("data", "zero"))
+    fourier: int = option(0, "random Fourier features of each position, that many sines and as "
+                          "many cosines [D15]")
     success: str = option("index", "when a goal counts as reached in the data [D5]",
                           ("index", "state"))
     contrast: bool = option(True, "hiql also trains a flat policy on its value, to compare")
@@ -155,7 +160,7 @@ def resolve(given):
     experiment.demand(c, lambda x: 0 <= x <= 1, "in [0, 1]", "p_current", "p_future", "p_random",
                       "high_random", "action_free")
     experiment.demand(c, lambda x: 0 <= x < math.inf, "at least 0", "high_alpha", "low_alpha",
-                      "flat_alpha", "seed", "temperature")
+                      "flat_alpha", "seed", "temperature", "fourier")
     total = c.p_current + c.p_future + c.p_random
     if abs(total - 1) > 1e-6:
         raise ValueError(f"p_current + p_future + p_random must be 1, not {total:g}")
@@ -163,6 +168,9 @@ def resolve(given):
         raise ValueError(f"--action-free needs an action-free value (hiql, flat), not {c.agent}")
     if c.temperature and not env.startswith("grid"):
         raise ValueError(f"--temperature is for the discrete actions of grids, not for {env}")
+    if c.fourier and (env.startswith("grid") or c.kinks == "data" or c.subgoal == "none"):
+        raise ValueError("--fourier is for positions in point mazes, with --kinks zero and a "
+                         "--subgoal other than none")
     if c.contrast and c.agent != "hiql":
         raise ValueError("--contrast is for --agent hiql: the flat policy learns from its value")
     if c.agent in ("gcbc", "hgcbc") and (c.high_alpha or c.low_alpha or c.flat_alpha):
@@ -246,12 +254,29 @@ def sample(data, labelled, rng, c):
     if len(labelled) < len(valid):
         j = draw(labelled)
         goal_low = policy_goals(j)[0]
-    batch = {"s": obs[i], "s1": obs[i + 1], "g": obs[goal], "m": (~success).astype(np.float32),
-             "g_high": obs[goal_high], "w_high": obs[w_high],
-             "s_low": obs[j], "s1_low": obs[j + 1], "a": data.actions[j],
-             "w": obs[np.minimum(j + c.k, last[j] - 1)], "g_low": obs[goal_low]}
-    batch["r"] = -batch["m"]
-    return batch
+    rows = {"s": i, "s1": i + 1, "g": goal, "g_high": goal_high, "w_high": w_high, "s_low": j,
+            "s1_low": j + 1, "w": np.minimum(j + c.k, last[j] - 1), "g_low": goal_low}
+    mask = (~success).astype(np.float32)
+    return {**{name: seen(obs[row], c) for name, row in rows.items()}, "a": data.actions[j],
+            "m": mask, "r": -mask}
+
+
+def seen(x, c):
+    """What the networks see of states x (N,2): x and, with c.fourier, its features [D15].
+
+    sin(x W) and cos(x W), entries of W ~ N(0, 0.5^2) radians for each side of a cell: an MLP on x
+    alone is smooth across walls (Tancik et al. 2020).
+    """
+    if not c.fourier:
+        return x
+    angle = x @ frequencies(c.seed, c.fourier).astype(x.dtype)
+    return np.concatenate([x, np.sin(angle), np.cos(angle)], -1)
+
+
+@functools.lru_cache
+def frequencies(seed, n):
+    rng = experiment.generators(seed, "data", "hide", "init", "flat", "batch", "fourier")["fourier"]
+    return 0.5 / envs.PointMaze.side * rng.normal(size=(2, n))
 
 
 # ---------------------------------------------------------------------------------- networks
@@ -433,7 +458,7 @@ def init(c, env, data, rngs):
     in x0 and 0 for the rest, a draw for each unit: the units bend inside the maze and about as
     sharply as its corridors do, instead of smoothly and all at its corner (0, 0).
     """
-    size = data.observations.shape[-1]
+    size = seen(data.observations[:1], c).shape[-1]
     R = size if c.subgoal == "none" else c.rep_dim
     sizes = {"s": size, "g": size, "z": R, "a": env.action_dim}
     states = "sgz" if c.subgoal == "none" else "sg"
@@ -503,7 +528,7 @@ def actor(params, c, flat=False, rng=None):
     dtype = net["dense0"]["W"].dtype
 
     def act(s, g, t):
-        s, g = s.astype(dtype), g.astype(dtype)
+        s, g = seen(s.astype(dtype), c), seen(g.astype(dtype), c)
         if not flat and t % c.requery == 0:
             memory["z"] = subgoal(params, s, g, c)
         out = forward(net, concat(s, g if flat else memory["z"]))
@@ -648,7 +673,7 @@ def evaluate_checkpoint(problem, tree):
 
 def mean_value(params, s, g, c):
     """V(s, g), mean of the two heads: s, g (N,2) -> (N,)."""
-    s, g = s.astype(np.float32), g.astype(np.float32)
+    s, g = seen(s.astype(np.float32), c), seen(g.astype(np.float32), c)
     return value_constant(params["value"], s, phi_constant(params, s, g, c)).mean(0)
 
 
@@ -708,11 +733,12 @@ def draw_value(problem, params, run, shown):
             ax.set_title(f"task {i + 1}: {name}", fontsize=9)
         axes[0, i].plot(*envs.plot_xy(env, path), "w-", lw=1)
         for s in path[::c.k] if "high" in params else []:
-            s = s[None].astype(np.float32)
-            z = subgoal(params, s, g.astype(np.float32), c)
-            there = phi_constant(params, s.repeat(len(points), 0), points.astype(np.float32), c)
+            s = seen(s[None].astype(np.float32), c)
+            z = subgoal(params, s, seen(g.astype(np.float32), c), c)
+            there = phi_constant(params, s.repeat(len(points), 0),
+                                 seen(points.astype(np.float32), c), c)
             w = points[((there - z) ** 2).sum(-1).argmin()]
-            axes[0, i].annotate("", envs.plot_xy(env, w), envs.plot_xy(env, s[0]),
+            axes[0, i].annotate("", envs.plot_xy(env, w), envs.plot_xy(env, s[0, :2]),
                                 arrowprops=dict(arrowstyle="->", color="C1", lw=1))
     envs.save_figure(figure, run.path("value.png"))
 
