@@ -145,7 +145,8 @@ def resolve(given):
     experiment.demand(c, lambda x: 0 < x <= 1, "in (0, 1]", "target_rate")
     experiment.demand(c, lambda x: 0 <= x < 1, "in [0, 1)", "noise_keep")
     experiment.demand(c, lambda x: 0 <= x < math.inf, "at least 0", "seed", "goal_range",
-                      "low_noise", "eval_noise", "high_noise", "target_noise", "target_clip", "pretrain")
+                      "low_noise", "eval_noise", "high_noise", "target_noise", "target_clip",
+                      "pretrain")
     experiment.demand(c, lambda x: x >= 2, "at least 2: the old goal and the move made",
                       "candidates")
     experiment.demand(c, lambda x: x >= c.c, f"at least --c {c.c}", "warmup", "capacity")

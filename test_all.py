@@ -1037,7 +1037,8 @@ WRONG = [("--env point-tiny", "invalid choice"), ("--agent sac", "invalid choice
          ("--resume x --steps 5", "give no other"), ("--requery 0", "--requery"),
          ("--out /dev/null/x", "/dev/null"), ("--rep-dim 0", "--rep-dim"),
          ("--temperature 1", "--temperature is for"), ("--fourier 4", "--fourier is for"),
-         ("--agent straight --env grid-maze", "is for point mazes"), ("--high-alpha -1", "--high-alpha"),
+         ("--agent straight --env grid-maze", "is for point mazes"),
+         ("--high-alpha -1", "--high-alpha"),
          ("--episodes 0", "--episodes")]
 
 
