@@ -423,32 +423,6 @@ def test_discrete_actions_are_drawn_at_a_temperature():
     assert (cold(s, g, 0) == 1).all()
 
 
-def test_features_of_positions():
-    """--fourier: training and acting see [x, sin(x W), cos(x W)], W of the seed alone."""
-    c = hiql.resolve({"env": "pointmaze-medium-navigate-v0", "fourier": 3, "kinks": "zero",
-                      "subgoal": "phi_sg", "hidden": (8,), "batch": 50, "k": 3})
-    env = envs.make(c.env)
-    data = envs.collect(env, np.random.default_rng(0), episodes=3, rows=40)
-    w = hiql.frequencies(c.seed, 3)
-    assert (w != hiql.frequencies(c.seed + 1, 3)).all()
-    assert hiql.frequencies(0, 20000).std() == pytest.approx(0.5 / 4, rel=0.02)
-    batch = hiql.sample(data, data.valid, np.random.default_rng(0), c)
-    for name in ("s", "s1", "g", "g_high", "w_high", "s_low", "s1_low", "w", "g_low"):
-        x = batch[name][:, :2]
-        want = [[*row, *np.sin(row @ w), *np.cos(row @ w)] for row in x.astype(float)]
-        np.testing.assert_allclose(batch[name], want, atol=1e-5)
-        assert (x[:, None] == data.observations).all(-1).any(1).all()
-    params = hiql.init(c, env, data, experiment.generators(0, "init", "flat"))
-    act = hiql.actor(params, c)(batch["s"][:, :2], batch["g"][:, :2], 0)
-    z = hiql.subgoal(params, batch["s"], batch["g"], c)
-    wanted = nets.forward(params["low"], np.concatenate([batch["s"], z], -1))
-    np.testing.assert_allclose(act, np.clip(wanted, -1, 1), atol=1e-6)
-    v = hiql.mean_value(params, batch["s"][:, :2], batch["g"][:, :2], c)
-    both = nets.forward(params["value"], np.concatenate(
-        [batch["s"], hiql.phi_constant(params, batch["s"], batch["g"], c)], -1))[..., 0]
-    np.testing.assert_allclose(v, both.mean(0), atol=1e-5)
-
-
 def test_manager_output_is_normalised_and_requeried():
     c, params, batch = toy(requery=3)
     z = hiql.subgoal(params, batch["s"], batch["g"], c)
@@ -665,6 +639,9 @@ def test_presets():
     assert hiql.resolve({"env": "pointmaze-giant-navigate-v0", "preset": "paper"}).gamma == 0.995
     assert hiql.resolve({"preset": "paper", "agent": "gcbc"}).flat_alpha == 0
     assert hiql.resolve({"preset": "fast"}) == hiql.resolve({})
+    c = hiql.resolve({"env": name, "target_rate": 0.2})
+    assert (c.gamma, c.target_rate, c.p_future, c.p_random, c.k) == (0.995, 0.2, 0.7, 0.1, 25)
+    assert hiql.resolve({"env": "pointmaze-giant-stitch-v0"}).gamma == 0.998
 
 
 @pytest.mark.parametrize("name", ["grid-fourrooms", "point-medium"])
@@ -1036,7 +1013,7 @@ WRONG = [("--env point-tiny", "invalid choice"), ("--agent sac", "invalid choice
          ("--seeds 3-1", "--seeds wants"), ("--seeds 0-1 --seed 2", "not both"),
          ("--resume x --steps 5", "give no other"), ("--requery 0", "--requery"),
          ("--out /dev/null/x", "/dev/null"), ("--rep-dim 0", "--rep-dim"),
-         ("--temperature 1", "--temperature is for"), ("--fourier 4", "--fourier is for"),
+         ("--temperature 1", "--temperature is for"),
          ("--agent straight --env grid-maze", "is for point mazes"),
          ("--high-alpha -1", "--high-alpha"),
          ("--episodes 0", "--episodes")]
