@@ -577,8 +577,14 @@ def test_ogbench_ties_between_shortest_paths():
     assert toward == {(1, 5): (3, 4), (6, 3): (5, 4), (4, 4): (4, 4), (3, 2): (3, 4)}
     ahead = env.distance[env.next_cell, np.arange(len(env.cells))]
     np.testing.assert_array_equal(ahead, np.maximum(env.distance - 1, 0))
-    a, b = env.index[4, 4], env.index[2, 5]                     # by (3, 4) or by (4, 5)?
-    assert tuple(env.cells[env.next_cell[a, b]]) == (3, 4)
+    both = 0
+    for s, cell in enumerate(env.cells):
+        near = [env.index[tuple(cell + move)] for move in ((-1, 0), (0, -1), (1, 0), (0, 1))]
+        for g in range(len(env.cells)):
+            best = [i for i in near if i >= 0 and env.distance[i, g] < env.distance[s, g]]
+            assert env.next_cell[s, g] == (best[0] if best else s)
+            both += near[0] in best and near[2] in best
+    assert both > 0                                         # up and down as good
 
 
 def test_controllers_reach_what_they_reach_in_ogbench():
@@ -592,6 +598,10 @@ def test_controllers_reach_what_they_reach_in_ogbench():
     assert np.mean(success["collector"]) > 0.94 and np.mean(success["random"]) == 0
     assert success["straight"][0] > 0.95 and success["straight"][2:] == [0, 0, 0]
     assert 0.2 < success["straight"][1] < 0.8
+    s = np.tile(env.centre([(1, 1)]), (20000, 1))           # the next cell is to the right
+    a = env.controller("collector", np.random.default_rng(0))(s, s + [4.0, 0.0], 0)
+    assert (np.abs(a[:, 1]) == 1).mean() == pytest.approx(0.0455, abs=0.005)   # noise 0.5
+    assert (a[:, 0] == 1).mean() == pytest.approx(0.5, abs=0.01)
 
 
 def test_luck_makes_the_action_free_expectile_optimistic():
