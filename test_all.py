@@ -678,8 +678,9 @@ def test_presets():
     assert hiql.resolve({"preset": "paper", "agent": "gcbc"}).flat_alpha == 0
     assert hiql.resolve({"preset": "fast"}) == hiql.resolve({})
     c = hiql.resolve({"env": name, "target_rate": 0.2})
-    assert (c.gamma, c.target_rate, c.p_future, c.p_random, c.k) == (0.995, 0.2, 0.7, 0.1, 25)
-    assert hiql.resolve({"env": "pointmaze-giant-stitch-v0"}).gamma == 0.998
+    assert (c.gamma, c.target_rate, c.p_future, c.p_random, c.k) == (0.995, 0.2, 0.7, 0.1, 50)
+    c = hiql.resolve({"env": "pointmaze-giant-stitch-v0"})
+    assert (c.gamma, c.k, c.high_random) == (0.998, 25, 0.5)
 
 
 @pytest.mark.parametrize("name", ["grid-fourrooms", "point-medium"])
