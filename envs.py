@@ -141,8 +141,8 @@ class Maze:
     def __init__(self, name, layout):
         rows = LAYOUTS[layout].split()
         self.name, self.tasks = name, TASKS[layout]
-        self.layout = np.array([list(row) for row in rows])             # # wall, . free, i o see
-        self.walls = self.layout == "#"                                 # OGBenchMaze
+        self.layout = np.array([list(row) for row in rows])     # for i and o see OGBenchMaze
+        self.walls = self.layout == "#"
         self.cells = np.argwhere(~self.walls)                           # (n, 2) row, column
         self.index = np.full(self.walls.shape, -1)                      # cell -> number, wall -1
         self.index[tuple(self.cells.T)] = np.arange(len(self.cells))
