@@ -127,7 +127,7 @@ DEFAULTS = {                            # what an environment changes, by the st
 }
 FAST = {                                # and what the preset changes there [D12][D15]
     "pointmaze": dict(gamma=0.995, target_rate=0.3, p_future=0.7, p_random=0.1, k=50,
-                      steps=25_000),
+                      steps=45_000),
     "pointmaze-giant": dict(gamma=0.998),
 }
 PAPER = dict(lr=3e-4, decay=False, target_rate=0.005, high_alpha=3.0, low_alpha=3.0, kinks="zero")
