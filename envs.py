@@ -321,10 +321,7 @@ class PointMaze(Maze):
 
     def move(self, s, a, rng=None):
         """s (N,2), a (N,2), clipped to [-1,1] -> s' (N,2)."""
-        a = np.asarray(a, float)
-        if a.shape != (len(s), 2) or not np.isfinite(a).all():
-            raise ValueError("a point-maze action is two finite numbers for each agent")
-        s, step = np.array(s, float), self.speed * np.clip(a, -1, 1)
+        s, step = np.array(s, float), self._step(s, a)
         if self.contact == "undo":
             return np.where(self.is_free(s + step)[:, None], s + step, s)
         parts = int(np.ceil(self.speed * np.sqrt(2) / max(self.radius, 0.02 * self.side)))
@@ -337,6 +334,13 @@ class PointMaze(Maze):
             if near.any():
                 self._push_out(s, np.flatnonzero(near))
         return s
+
+    def _step(self, s, a):
+        """The displacement (N,2) that actions a ask for."""
+        a = np.asarray(a, float)
+        if a.shape != (len(s), 2) or not np.isfinite(a).all():
+            raise ValueError("a point-maze action is two finite numbers for each agent")
+        return self.speed * np.clip(a, -1, 1)
 
     def _push_out(self, s, live):
         """Push the discs `live` among those at s (N,2) out of the walls, in place."""
@@ -441,15 +445,12 @@ class OGBenchMaze(PointMaze):
 
     def move(self, s, a, rng=None):
         """s (N,2), a (N,2), clipped to [-1,1] -> s' (N,2). rng draws the outlets."""
-        a = np.asarray(a, float)
-        if a.shape != (len(s), 2) or not np.isfinite(a).all():
-            raise ValueError("a point-maze action is two finite numbers for each agent")
-        s = np.array(s, float)
+        s, step = np.array(s, float), self._step(s, a)
         for inlet in self.inlets:
             jump = np.flatnonzero(((s - inlet) ** 2).sum(-1) <= 1.5**2)
             if len(jump):
                 s[jump] = self.outlets[rng.integers(len(self.outlets), size=len(jump))]
-        s += self.speed * np.clip(a, -1, 1)
+        s += step
         depth, normal = self._contacts(s)[:2]
         touch = np.flatnonzero((depth > 0).any(-1))
         s[touch] += self._soften(np.maximum(depth[touch], 0), normal[touch])
@@ -739,7 +740,7 @@ def check_dataset(data, env):
                          "the data set is of another environment")
 
 
-def published_dataset(env, folder="datasets"):
+def ogbench_dataset(env, folder="datasets"):
     """The data set of an OGBench name, the same for every seed, kept in `folder`.
 
     Made by OGBench's recipe, so that it agrees with the published file in distribution, not row

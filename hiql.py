@@ -68,8 +68,8 @@ from experiment import option
 from nets import (adam, adam_init, categorical_log_prob, ema, forward, gaussian_log_prob, init_mlp,
                   length_normalize, mlp, stop, tree_map)
 
-AGENTS = ("hiql", "flat", "gciql", "gcbc", "hgcbc", "collector", "straight", "random")
-CONTROLLERS = AGENTS[5:]                # learn nothing; for comparison
+CONTROLLERS = ("collector", "straight", "random")           # learn nothing; for comparison
+AGENTS = ("hiql", "flat", "gciql", "gcbc", "hgcbc", *CONTROLLERS)
 
 
 @dataclass
@@ -83,7 +83,8 @@ class Config:
     agent: str = option("hiql", "hiql; flat: one policy on the same value; gciql; gcbc, hgcbc: "
                         "behaviour cloning, flat and hierarchical; on point mazes, without "
                         "learning: the data's collector, straight at the goal, random", AGENTS)
-    seed: int = option(0, "seed of everything random, the collected data included")
+    seed: int = option(0, "seed of everything random, the collected data included, but for "
+                       "OGBench's mazes, whose data set is one for all seeds")
     steps: int = option(5000, "updates")
     batch: int = option(256, "batch size (C, O: 1024)")
     hidden: tuple = option((128, 128, 128), "hidden layers of every network (O: 512,512,512)")
@@ -198,7 +199,7 @@ def prepare(c, tree=None):
     env = envs.make(c.env)
     rngs = experiment.generators(c.seed, "data", "hide", "init", "flat", "batch")
     if c.dataset or c.env.startswith("pointmaze"):
-        data = envs.load_dataset(c.dataset) if c.dataset else envs.published_dataset(env)
+        data = envs.load_dataset(c.dataset) if c.dataset else envs.ogbench_dataset(env)
         envs.check_dataset(data, env)
     else:
         data = envs.collect(env, rngs["data"], **envs.ENVIRONMENTS[c.env][2])

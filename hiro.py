@@ -588,8 +588,9 @@ def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=
         name = type(getattr(env, "unwrapped", env)).__name__
     summary = summarise(c, name, run, last, step)
     run.finish(summary)
+    rng = np.random.default_rng(c.seed)                 # of the noise in all episodes [E17]
     return SimpleNamespace(summary=summary, goal_range=tree["half"], params=tree,
-                           actor=lambda: single_actor(world, tree, c))
+                           actor=lambda: single_actor(world, tree, c, rng))
 
 
 def summarise(c, name, run, last, step):
@@ -654,9 +655,8 @@ def evaluate(world, tree, c, at):
     return {k: float(x) for k, x in summary.items()}, episodes
 
 
-def single_actor(world, tree, c, rng=None):
+def single_actor(world, tree, c, rng):
     """act(observation) -> action of the environment, for one episode, as in evaluation."""
-    rng = rng or np.random.default_rng(c.seed)
     ask, act = policies(tree, tree["half"], c)
     memory = {"t": 0}
 

@@ -630,11 +630,11 @@ def test_published_data_sets_are_made_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(envs.ENVIRONMENTS, name, (kind, arguments, {**recipe, "episodes": 50}))
     monkeypatch.chdir(tmp_path)
     env = envs.make(name)
-    first = envs.published_dataset(env)
+    first = envs.ogbench_dataset(env)
     assert os.listdir("datasets") == [f"{name}.npz"]
     assert "50 x 201 rows" in capsys.readouterr().out
     envs.check_dataset(first, env)
-    again = envs.published_dataset(env)
+    again = envs.ogbench_dataset(env)
     assert capsys.readouterr().out == "" and (again.observations == first.observations).all()
     jumps = np.abs(np.diff(first.observations, axis=0)).max(1)[first.valid] > 1
     assert 0 < jumps.mean() < 0.02
@@ -1450,6 +1450,9 @@ def test_any_environment_with_dict_observations(apart):
     assert set(result.summary) >= {"success", "success_last_step", "final_distance", "env_steps"}
     act = result.actor()
     assert act(env.reset(seed=1)[0]).shape == (2,)
+    result = hiro.train(env, field_config(eval_noise=0.5))
+    obs = env.reset(seed=1)[0]
+    assert (result.actor()(obs) != result.actor()(obs)).any()   # episodes have their own noise
 
 
 def test_any_environment_with_array_observations():
@@ -1550,7 +1553,7 @@ def test_episodes_side_by_side_are_episodes_one_by_one(name):
     far, paths, asked = hiro.rollout(task, tree, starts, goals, None, c)
     for i in range(3):
         obs, _ = task.reset(options={"start": starts[i], "goal": goals[i]})
-        act = hiro.single_actor(world, tree, c)
+        act = hiro.single_actor(world, tree, c, None)
         for t in range(100):
             obs, reward, *_ = task.step(act(obs))
             np.testing.assert_allclose(obs["achieved_goal"], paths[t + 1, i], atol=1e-3)
