@@ -119,7 +119,8 @@ def _text(value):
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value) or "none"
 
 
-def main(config_class, description, resolve, prepare, train, evaluate, counter="update"):
+def main(config_class, description, resolve, prepare, train, evaluate, counter="update",
+         theory=None):
     """The program of an algorithm.
 
     resolve(given) -> config      flags given (a dict, "quick" among them) -> a whole config
@@ -128,9 +129,17 @@ def main(config_class, description, resolve, prepare, train, evaluate, counter="
     train(problem, run) -> None   train and write to run, a `Run`
     evaluate(problem, tree) -> dict    summary of a checkpoint's tree
     counter                       what a run counts: "update" or "step"
+    theory() -> None              for --theory, if there is one: needs no run
     """
     p = parser(config_class, description)
+    if theory:
+        p.add_argument("--theory", action="store_true", help="error probabilities of the paper's "
+                       "chain, formula beside simulation, and a picture of them (theory.png)")
     given = vars(p.parse_args())
+    if given.pop("theory", False):
+        if given:
+            refuse(f"--theory takes no other flag, such as --{next(iter(given))}")
+        return theory()
     folder, seeds = given.pop("out", None), given.pop("seeds", None)
     jobs, resume, old = given.pop("jobs", 1), given.pop("resume", None), given.pop("eval", None)
     try:
@@ -415,7 +424,8 @@ def experiments():
     """Sections of experiments.ini: title, seeds, columns, and one command line for each row.
 
     seeds of a single row: NAME seeds = A-B. each: the columns shown for every seed (default: the
-    first). picture = yes: success over training, drawn by `report`.
+    first). NAME published = TEXT: what others report for that row. picture = yes: success over
+    training, drawn by `report`.
     """
     ini = configparser.ConfigParser(interpolation=None)
     ini.optionxform = str
@@ -425,7 +435,9 @@ def experiments():
                    "each": section.get("each", section["columns"].split()[0]).split(),
                    "picture": section.getboolean("picture", False),
                    "rows": {k: v for k, v in section.items()
-                            if k not in known and not k.endswith(" seeds")},
+                            if k not in known and not k.endswith((" seeds", " published"))},
+                   "published": {k.removesuffix(" published"): v for k, v in section.items()
+                                 if k.endswith(" published")},
                    "seeds": {k: seed_range(section.get(f"{k} seeds", section["seeds"]))
                              for k in section}}
             for name, section in ini.items() if name != "DEFAULT"}
@@ -469,22 +481,31 @@ def table(name):
         return f"{experiment['title']}: not run yet."
     rows = read_rows(path)
     columns, shown = experiment["columns"], experiment["each"]
-    lines = [experiment["title"], "", "| row | " + " | ".join(
-        [f"{c.replace('_', ' ')}: IQM [95 %]" for c in columns] + [
-            f"{c.replace('_', ' ')}, each seed" for c in shown]) + " |",
-        "|---" * (1 + len(columns) + len(shown)) + "|"]
+    published = experiment["published"]
+    lists = {c for r in rows for c in columns if " " in r.get(c, "")}      # a number for each task
+    heads = [f"{c.replace('_', ' ')}: {'mean' if c in lists else 'IQM [95 %]'}" for c in columns]
+    heads += [f"{c.replace('_', ' ')}, each seed" for c in shown]
+    heads += ["mean", "published"] if published else []
+    lines = [experiment["title"], "", f"| row | {' | '.join(heads)} |",
+             "|---" * (1 + len(heads)) + "|"]
     for row in experiment["rows"]:
         mine = sorted((r for r in rows if r["row"] == row), key=lambda r: int(r["seed"]))
         if not mine:
             continue
         cells = []
         for c in columns:
+            if c in lists:
+                tasks = np.array([r[c].split() for r in mine], float).mean(0)
+                cells.append(" ".join(f"{x:.2f}" for x in tasks))
+                continue
             values = [float(r[c]) for r in mine if r.get(c)]
             cells.append("{} [{}, {}]".format(*(f"{x:.3g}" if x < 1000 else f"{x:.0f}"
                                                 for x in interval(values))) if values else "")
             if 0 < len(values) < len(mine):
                 cells[-1] += f" ({len(values)} of {len(mine)} seeds)"
         cells += [" ".join(_short(r[c]) for r in mine) for c in shown]
+        if published:
+            cells += [f"{np.mean([float(r[shown[0]]) for r in mine]):.3f}", published.get(row, "")]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     seeds = sorted({int(r["seed"]) for r in rows})
     return "\n".join(lines + ["", f"Seeds {' '.join(map(str, seeds))}; `results/{name}.csv`, by "

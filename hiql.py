@@ -35,7 +35,7 @@ ogbench, impls/agents/hiql.py) differ, what is done here, and why:
      epsilon. `--subgoal phi_g` is the former, `none` C's variant without phi, in which the
      manager predicts the difference w - s.
  D9  Schedule: P trains the value, then the policies; C, O all in one step. As C, O; `--schedule
-     sequential` is the former, with as many steps for each phase as the joint one has.
+     sequential` is the former.
  D10 The manager is asked at every step (C, O), not every k (`--requery`); its mean is scaled to
      length sqrt(R) before the worker sees it, actions are the mean, clipped. Discrete actions
      are drawn, at `--temperature` 2: the likeliest may push against a wall for ever.
@@ -49,9 +49,10 @@ ogbench, impls/agents/hiql.py) differ, what is done here, and why:
      (Kostrikov et al. 2021) from the target Q; O's published GCIQL by DDPG+BC at expectile 0.9.
  D14 Initialisation of first layers, all inputs alike: see `init`. C, O: Glorot, biases 0, which
      is `--kinks zero`.
- D15 On OGBench's own mazes the fast preset looks further than O: discount 0.995 (O: 0.99; giant
-     0.998, O: 0.995), value goals 70 % from the trajectory's future and 10 % random (O: 50 and
-     30 %), target rate 0.3, k 50 (25; on stitch data 25).
+ D15 The fast preset on OGBench's own mazes. Networks see a bump for each cell beside the position
+     (`eyes`; C, O: the position); discount 0.995, giant 0.997 (O: 0.99, giant 0.995); value goals
+     70 % from the trajectory's future and 10 % random (O: 50 and 30 %); target rate 0.3, Adam
+     1e-3, and the value before the policies [D9].
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -61,6 +62,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
+from scipy.stats import beta, norm
 
 import envs
 import experiment
@@ -102,6 +104,9 @@ class Config:
     std: str = option("fixed", "std of Gaussian policies [D7]", ("fixed", "learned"))
     schedule: str = option("joint", "value and policies together or one after the other [D9]",
                            ("joint", "sequential"))
+    policy_steps: int = option(0, "updates of the policies in the sequential schedule; 0: as many "
+                               "as of the value")
+    features: str = option("position", "what networks see of a state [D15]", ("position", "bumps"))
     temperature: float = option(0.0, "of discrete actions drawn when acting; 0: the likeliest")
     requery: int = option(1, "the manager is asked every so many steps [D10]")
     action_free: float = option(0.0, "fraction of trajectories whose actions are hidden")
@@ -123,16 +128,17 @@ DEFAULTS = {                            # what an environment changes, by the st
     "grid": dict(gamma=0.95, k=5, steps=8000, temperature=2.0),
     "point-umaze": dict(gamma=0.99, k=25),
     "point-giant": dict(gamma=0.99),
-    "pointmaze": dict(gamma=0.99, k=25, contrast=False, episodes=50, eval_every=5000),
+    "pointmaze": dict(gamma=0.99, k=25, steps=45_000, contrast=False, episodes=50,
+                      eval_every=5000),
     "pointmaze-giant": dict(gamma=0.995),
 }
 FAST = {                                # and what the preset changes there [D12][D15]
-    "pointmaze": dict(gamma=0.995, target_rate=0.3, p_future=0.7, p_random=0.1, k=50,
-                      steps=45_000),
-    "pointmaze-giant": dict(gamma=0.998),
+    "pointmaze": dict(features="bumps", gamma=0.995, p_future=0.7, p_random=0.1, target_rate=0.3,
+                      lr=1e-3, schedule="sequential", steps=40_000, policy_steps=20_000),
+    "pointmaze-giant": dict(gamma=0.997),
 }
 PAPER = dict(lr=3e-4, decay=False, target_rate=0.005, high_alpha=3.0, low_alpha=3.0, kinks="zero")
-QUICK = dict(steps=300, batch=128, hidden=(64, 64), eval_every=150, episodes=4)
+QUICK = dict(steps=300, policy_steps=0, batch=128, hidden=(64, 64), eval_every=150, episodes=4)
 
 
 def resolve(given):
@@ -149,17 +155,21 @@ def resolve(given):
             if env.startswith(start):
                 values.update(changes)
     if "stitch" in env:                                 # short trajectories
-        values.update(high_random=0.5, k=25)
+        values.update(high_random=0.5)
     if agent == "hgcbc":
         values["subgoal"] = "none"                      # there is no value to learn phi from
-    if agent in ("gcbc", "hgcbc"):
-        values.update(flat_alpha=0.0, high_alpha=0.0, low_alpha=0.0)
+    if agent in ("gcbc", "hgcbc"):                      # nor does anything come before cloning
+        values.update(flat_alpha=0.0, high_alpha=0.0, low_alpha=0.0, schedule="joint")
     if agent != "hiql":
         values["contrast"] = False
     if agent in CONTROLLERS:
-        values["steps"] = 1                             # of nothing
+        values.update(steps=1, schedule="joint")        # of nothing
     if given.pop("quick", False):
         values.update(QUICK)
+    if given.get("schedule", values.get("schedule", "joint")) == "joint":
+        values.pop("policy_steps", None)
+    if "none" in (given.get("subgoal"), values.get("subgoal")):
+        values.pop("features", None)                    # states must be subtracted there
     c = Config(**{**values, **given})
     experiment.demand(c, lambda x: 0 < x < math.inf, "positive", "steps", "batch", "k", "rep_dim",
                       "requery", "episodes", "eval_every", "lr")
@@ -177,6 +187,10 @@ def resolve(given):
         raise ValueError(f"--action-free needs an action-free value (hiql, flat), not {c.agent}")
     if c.temperature and not env.startswith("grid"):
         raise ValueError(f"--temperature is for the discrete actions of grids, not for {env}")
+    if c.policy_steps and c.schedule != "sequential":
+        raise ValueError("--policy-steps is for --schedule sequential")
+    if c.features != "position" and (env.startswith("grid") or c.subgoal == "none"):
+        raise ValueError(f"--features {c.features} is for point mazes and subgoals by phi")
     if c.contrast and c.agent != "hiql":
         raise ValueError("--contrast is for --agent hiql: the flat policy learns from its value")
     if c.agent in ("gcbc", "hgcbc") and (c.high_alpha or c.low_alpha or c.flat_alpha):
@@ -213,7 +227,8 @@ def prepare(c, tree=None):
     shown = np.ones(trajectories, bool)
     shown[rngs["hide"].permutation(trajectories)[:hidden]] = False
     labelled = data.valid[np.repeat(shown, data.lengths)[data.valid]]
-    problem = SimpleNamespace(config=c, env=env, data=data, labelled=labelled, rngs=rngs)
+    problem = SimpleNamespace(config=c, env=env, data=data, labelled=labelled, rngs=rngs,
+                              see=eyes(c, env))
     if tree is not None:
         fresh = init(c, env, data, experiment.generators(c.seed, "init", "flat"))
         if shapes(fresh) != shapes(tree["params"]) or set(tree["rng"]) != set(rngs):
@@ -225,8 +240,35 @@ def shapes(tree):
     return {name: x.shape for name, x in nets.flatten(tree).items()}
 
 
-def sample(data, labelled, rng, c):
-    """One batch: indices of rows, then hindsight goals [D5][D6].
+def position(x):
+    """A state as it is."""
+    return x
+
+
+def eyes(c, env):
+    """see(x (..., 2)) -> (..., S): a state as the networks see it, `position` or bumps [D15].
+
+    Bumps: beside the position 2 exp(-|x - m|^2 / (2 (3/4 side)^2)) for the centre m of each cell,
+    wall or free: what lies apart is told apart from the start, and nothing is told of walls.
+    """
+    if c.features == "position":
+        return position
+    n = max(env.walls.shape)
+    across, up = env.centre(np.stack([np.arange(n), np.arange(n)], 1)).T.astype(np.float32)
+    across, up = across[:env.walls.shape[1]], up[:env.walls.shape[0]]
+    scale = -0.5 / (0.75 * env.side) ** 2
+
+    def see(x):
+        bump_x = np.exp(scale * (x[..., :1] - across) ** 2)
+        bump_y = 2 * np.exp(scale * (x[..., 1:] - up) ** 2)
+        bumps = bump_y[..., :, None] * bump_x[..., None, :]
+        return np.concatenate([x, bumps.reshape(*x.shape[:-1], -1)], -1)
+
+    return see
+
+
+def sample(data, labelled, rng, c, see=position):
+    """One batch: indices of rows, then hindsight goals [D5][D6], states by `see`.
 
     Value goals g: row i itself with p_current, row min(i + Geometric(1 - gamma), fin) with
     p_future, any row with p_random; fin is the last row that has a transition.
@@ -256,14 +298,16 @@ def sample(data, labelled, rng, c):
     goal = np.where(u < c.p_current, i, np.where(u < c.p_current + c.p_future, future, draw(valid)))
     success = goal == i if c.success == "index" else (obs[goal] == obs[i]).all(-1)
     goal_high, w_high = policy_goals(i)
-    j, goal_low = i, goal_high
+    batch = {"s": see(obs[i]), "s1": see(obs[i + 1]), "g": see(obs[goal]),
+             "m": (~success).astype(np.float32), "g_high": see(obs[goal_high]),
+             "w_high": see(obs[w_high])}
     if len(labelled) < len(valid):
         j = draw(labelled)
-        goal_low = policy_goals(j)[0]
-    batch = {"s": obs[i], "s1": obs[i + 1], "g": obs[goal], "m": (~success).astype(np.float32),
-             "g_high": obs[goal_high], "w_high": obs[w_high],
-             "s_low": obs[j], "s1_low": obs[j + 1], "a": data.actions[j],
-             "w": obs[np.minimum(j + c.k, last[j] - 1)], "g_low": obs[goal_low]}
+        batch.update(s_low=see(obs[j]), s1_low=see(obs[j + 1]), g_low=see(obs[policy_goals(j)[0]]))
+    else:
+        j = i
+        batch.update(s_low=batch["s"], s1_low=batch["s1"], g_low=batch["g_high"])
+    batch.update(a=data.actions[j], w=see(obs[np.minimum(j + c.k, last[j] - 1)]))
     batch["r"] = -batch["m"]
     return batch
 
@@ -447,7 +491,8 @@ def init(c, env, data, rngs):
     in x0 and 0 for the rest, a draw for each unit: the units bend inside the maze and about as
     sharply as its corridors do, instead of smoothly and all at its corner (0, 0).
     """
-    size = data.observations.shape[-1]
+    see = eyes(c, env)
+    size = see(data.observations[:1]).shape[-1]
     R = size if c.subgoal == "none" else c.rep_dim
     sizes = {"s": size, "g": size, "z": R, "a": env.action_dim}
     states = "sgz" if c.subgoal == "none" else "sg"
@@ -457,7 +502,7 @@ def init(c, env, data, rngs):
         w = p["dense0"]["W"]                                    # (I, H) or (2, I, H)
         if c.kinks == "data":
             units = w.shape[:-2] + w.shape[-1:]
-            x0 = [data.observations[rng.choice(data.valid, units)] if x in states
+            x0 = [see(data.observations[rng.choice(data.valid, units)]) if x in states
                   else np.zeros(units + (sizes[x],), np.float32) for x in inputs]
             w *= 8 / env.side
             p["dense0"]["b"][:] = -np.einsum("...ih,...hi->...h", w, concat(*x0))
@@ -511,13 +556,13 @@ def subgoal(params, s, g, c):
     return s + z if c.subgoal == "none" else length_normalize({}, z)[0]
 
 
-def actor(params, c, flat=False, rng=None):
+def actor(params, c, flat=False, rng=None, see=position):
     """act(s (N,2), g (N,2), t) -> actions of N episodes at step t: the mean, or drawn [D10]."""
     net, memory = params["flat" if flat else "low"], {}
     dtype = net["dense0"]["W"].dtype
 
     def act(s, g, t):
-        s, g = s.astype(dtype), g.astype(dtype)
+        s, g = see(s.astype(dtype)), see(g.astype(dtype))
         if not flat and t % c.requery == 0:
             memory["z"] = subgoal(params, s, g, c)
         out = forward(net, concat(s, g if flat else memory["z"]))
@@ -559,7 +604,8 @@ def evaluate(problem, params, at, flat=False):
     tasks = np.array(env.tasks).repeat(c.episodes, axis=0)          # (5 episodes, 2, 2) cells
     pairs = env.random_pairs(rng, 200, min(env.far, env.distance.max()))
     starts, goals = (env.place(np.concatenate([tasks[:, i], pairs[i]]), rng) for i in (0, 1))
-    act = env.controller(c.agent, rng) if c.agent in CONTROLLERS else actor(params, c, flat, rng)
+    act = (env.controller(c.agent, rng) if c.agent in CONTROLLERS else
+           actor(params, c, flat, rng, problem.see))
     success, steps, paths = rollout(env, act, starts, goals, rng)
     n = len(tasks)
     by_task = success[:n].reshape(len(env.tasks), -1)
@@ -588,13 +634,14 @@ def evaluate_all(problem, params, at):
 
 
 def phases(c):
-    """[{name: loss function}], one for each phase: joint all, sequential value, then policies."""
+    """[({name: loss function}, updates)]: joint all, sequential value, then policies [D9]."""
     losses = dict(LOSSES[c.agent], **({"flat": flat_loss} if c.contrast else {}))
     if c.schedule == "joint":
-        return [losses]
+        return [(losses, c.steps)]
     first = {name: loss for name, loss in losses.items() if name == "value"}
     second = {name: loss for name, loss in losses.items() if name != "value"}
-    return [part for part in (first, second) if part]
+    both = (first, c.steps), (second, c.policy_steps or c.steps)
+    return [(part, steps) for part, steps in both if part]
 
 
 def train(problem, run):
@@ -602,7 +649,8 @@ def train(problem, run):
     c, rngs, parts = problem.config, problem.rngs, phases(problem.config)
     params = init(c, problem.env, problem.data, rngs)
     optimiser = adam_init({name: p for name, p in params.items() if name != "target"})
-    start, total = 0, c.steps * len(parts)
+    ends = np.cumsum([steps for _, steps in parts])
+    start, total = 0, int(ends[-1])
     if run.restored:
         params, optimiser = run.restored["params"], run.restored["optimiser"]
         start = int(run.restored["update"])
@@ -614,11 +662,13 @@ def train(problem, run):
               + ", ".join(f"{name} {n}" for name, n in sizes.items()), flush=True)
     last = None
     for u in range(start, total):
-        losses, at = parts[u // c.steps], u % c.steps
+        part = int(np.searchsorted(ends, u, side="right"))
+        losses, steps = parts[part]
+        at = u - (ends[part] - steps)
         if u and not at:                                # a new phase has its own Adam
             optimiser = adam_init({name: p for name, p in params.items() if name != "target"})
-        lr = c.lr * min(1, 2 * (1 - at / c.steps)) if c.decay else c.lr
-        batch = sample(problem.data, problem.labelled, rngs["batch"], c)
+        lr = c.lr * min(1, 2 * (1 - at / steps)) if c.decay else c.lr
+        batch = sample(problem.data, problem.labelled, rngs["batch"], c, problem.see)
         with np.errstate(over="ignore", invalid="ignore"):      # the next lines look at it
             values = update(params, optimiser, batch, c, losses, lr)
         for name, x in values.items():
@@ -631,8 +681,9 @@ def train(problem, run):
         if done % c.eval_every == 0 or done == total:
             if not all(np.isfinite(x).all() for x in nets.flatten(params).values()):
                 raise FloatingPointError(f"the parameters are no longer finite at update {done}")
-            last = evaluate_all(problem, params, done)
-            run.log("eval", {"update": done, **last, "seconds": run.seconds()})
+            if set(losses) != {"value"}:                # else there is no policy yet
+                last = evaluate_all(problem, params, done)
+                run.log("eval", {"update": done, **last, "seconds": run.seconds()})
         if done % c.eval_every == 0 or done == total or run.stop:
             run.save(done, {"params": params, "optimiser": optimiser}, rngs)
         if done % 20 == 0 or done == total:
@@ -660,16 +711,16 @@ def evaluate_checkpoint(problem, tree):
 # ------------------------------------------------------------------------------------ pictures
 
 
-def mean_value(params, s, g, c):
+def mean_value(params, s, g, c, see=position):
     """V(s, g), mean of the two heads: s, g (N,2) -> (N,)."""
-    s, g = s.astype(np.float32), g.astype(np.float32)
+    s, g = see(s.astype(np.float32)), see(g.astype(np.float32))
     return value_constant(params["value"], s, phi_constant(params, s, g, c)).mean(0)
 
 
 def draw(problem, params, run):
     """The pictures of a run: trajectories, learning curve; hiql and flat: value; hiql: why."""
     c, env = problem.config, problem.env
-    at = c.steps * len(phases(c))
+    at = sum(steps for _, steps in phases(c))
     shown = {c.agent: evaluate(problem, params, at, is_flat(c))[1]}
     if c.contrast:
         shown["flat, same value"] = evaluate(problem, params, at, True)[1]
@@ -710,7 +761,8 @@ def draw_value(problem, params, run, shown):
                                      layout="constrained")
     for i in range(len(env.tasks)):
         path, g = shown[0][:, i, 0], shown[1][i, :1]
-        maps = [("V(s, g)", mean_value(params, points, g.repeat(len(points), 0), c))]
+        maps = [("V(s, g)", mean_value(params, points, g.repeat(len(points), 0), c,
+                                       problem.see))]
         if env.discrete:
             maps.append(("exact", exact[:, env.number(g)[0]]))
         low = min(np.nanmin(v) for _, v in maps)
@@ -722,11 +774,11 @@ def draw_value(problem, params, run, shown):
             ax.set_title(f"task {i + 1}: {name}", fontsize=9)
         axes[0, i].plot(*envs.plot_xy(env, path), "w-", lw=1)
         for s in path[::c.k] if "high" in params else []:
-            s = s[None].astype(np.float32)
-            z = subgoal(params, s, g.astype(np.float32), c)
-            there = phi_constant(params, s.repeat(len(points), 0), points.astype(np.float32), c)
+            seen, aims, places = (problem.see(x.astype(np.float32)) for x in (s[None], g, points))
+            z = subgoal(params, seen, aims, c)
+            there = phi_constant(params, seen.repeat(len(points), 0), places, c)
             w = points[((there - z) ** 2).sum(-1).argmin()]
-            axes[0, i].annotate("", envs.plot_xy(env, w), envs.plot_xy(env, s[0]),
+            axes[0, i].annotate("", envs.plot_xy(env, w), envs.plot_xy(env, s),
                                 arrowprops=dict(arrowstyle="->", color="C1", lw=1))
     envs.save_figure(figure, run.path("value.png"))
 
@@ -751,7 +803,8 @@ def draw_signal(problem, params, run, n=4000):
                                f"manager: {c.k} steps, to the goal": (s, w, g),
                                "worker: one step, to the subgoal": (s, s1, w)}.items():
         nearer = env.path_length(x, goal) - env.path_length(y, goal)
-        adv = mean_value(params, y, goal, c) - mean_value(params, x, goal, c)
+        after, before = (mean_value(params, x, goal, c, problem.see) for x in (y, x))
+        adv = after - before
         right, told = nearer * adv > 0, np.abs(nearer) > 1e-6
         share = [right[told & (far >= a) & (far <= b)].mean() for a, b in zip(bins, bins[1:])]
         ax.plot((bins[1:] + bins[:-1]) / 2, share, "o-", label=name)
@@ -760,9 +813,81 @@ def draw_signal(problem, params, run, n=4000):
     envs.save_figure(figure, run.path("signal.png"))
 
 
+# ------------------------------------------------------------- why a hierarchy: Sec. 4, Prop. 4.1
+
+
+def chain_error(distance, sigma):
+    """Probability that one comparison of noisy values errs on the chain: closed form, Prop. 4.1.
+
+    States are integers, actions +-1, V(s, g) = -|s - g| (1 + sigma z) with z ~ N(0, 1) for each
+    pair. A policy at `distance` from its goal compares the values one step nearer and one
+    farther: it errs with Phi(-sqrt(2) / (sigma sqrt(distance^2 + 1))). The flat policy: T; the
+    manager with steps of k: T / k; the worker: k. Their sum bounds the hierarchy's error.
+    """
+    return norm.cdf(-math.sqrt(2) / (sigma * np.sqrt(np.asarray(distance) ** 2 + 1.0)))
+
+
+def chain_simulation(T, k, sigma, n, rng):
+    """The same by n draws of the noise: shares of {flat: wrong action, either: manager or worker
+    errs, first: the hierarchy's first action is wrong (two errors cancel)}."""
+    def errs(distance, step):                           # the farther state looks better
+        nearer, farther = -np.array([[distance - step], [distance + step]]) * (
+            1 + sigma * rng.normal(size=(2, n)))
+        return farther > nearer
+
+    flat, manager, worker = errs(T, 1), errs(T, k), errs(k, 1)
+    return {"flat": flat.mean(), "either": (manager | worker).mean(),
+            "first": (manager ^ worker).mean()}
+
+
+def draw_theory(path, n=20_000):
+    """Prop. 4.1 beside simulation: error against the distance T, k and sigma."""
+    rng = np.random.default_rng(0)
+    figure, axes = envs.plt.subplots(1, 3, figsize=(12, 3.6), sharey=True, layout="constrained")
+    T = np.unique(np.geomspace(4, 400, 9).astype(int))
+    root = np.maximum(np.rint(np.sqrt(T)).astype(int), 1)
+    k = np.array([2, 3, 5, 7, 10, 14, 20, 33, 50, 80])
+    sigma = np.array([0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.5])
+    panels = (("distance T to the goal; k = sqrt(T), sigma 0.1", T, T, root, 0.1 + 0 * T),
+              ("steps k to the subgoal; T 100, sigma 0.1", k, 100 + 0 * k, k, 0.1 + 0 * k),
+              ("noise sigma; T 100, k 10", sigma, 100 + 0 * sigma, 10 + 0 * sigma, sigma))
+    for ax, (label, x, T, k, sigma) in zip(axes, panels):
+        ax.plot(x, chain_error(T, sigma), "C3-", label="flat, formula")
+        ax.plot(x, chain_error(T / k, sigma) + chain_error(k, sigma), "C0-",
+                label="hierarchy, bound of Prop. 4.1")
+        seen = [chain_simulation(*setting, n, rng) for setting in zip(T, k, sigma)]
+        for name, style, text in (("flat", "C3o", "flat, simulated"),
+                                  ("either", "C0o", "manager or worker errs, simulated"),
+                                  ("first", "C2o", "hierarchy's first action, simulated")):
+            p = np.array([one[name] for one in seen])
+            low, high = beta.ppf([[0.025], [0.975]], n * p + [[0], [1]], n * (1 - p) + [[1], [0]])
+            ax.errorbar(x, p, (p - np.nan_to_num(low), high - p), fmt=style, ms=3, label=text)
+        ax.set(xscale="log", xlabel=label)
+        ax.set_xticks(x, map(str, x), fontsize=7)
+        ax.minorticks_off()
+    axes[1].axvline(10, color="0.7", ls=":")            # sqrt(T)
+    axes[0].set_ylabel("probability of error")
+    axes[0].legend(fontsize=7)
+    envs.save_figure(figure, path)
+
+
+def theory():
+    """`python hiql.py --theory`."""
+    print("Prop. 4.1 on the chain, error probabilities; simulated with 1,000,000 draws:")
+    rng = np.random.default_rng(0)
+    for T, k, sigma in ((10, 3, 0.3), (25, 5, 0.2), (50, 7, 0.2), (100, 10, 0.2)):
+        seen = chain_simulation(T, k, sigma, 1_000_000, rng)
+        print(f"T {T:3} k {k:2} sigma {sigma}: flat {chain_error(T, sigma):.3f} "
+              f"(simulated {seen['flat']:.3f}); hierarchy: bound "
+              f"{chain_error(T / k, sigma) + chain_error(k, sigma):.3f}, manager or worker errs "
+              f"{seen['either']:.3f}, wrong first action {seen['first']:.3f}")
+    draw_theory("theory.png")
+    print("drawn: theory.png")
+
+
 def main():
     experiment.main(Config, __doc__.split("\n\n")[0], resolve, prepare, train,
-                    evaluate_checkpoint)
+                    evaluate_checkpoint, theory=theory)
 
 
 if __name__ == "__main__":

@@ -406,7 +406,7 @@ def short_training(changes, steps=5):
     optimiser = nets.adam_init({k: p for k, p in params.items() if k != "target"})
     for _ in range(steps):
         batch = hiql.sample(problem.data, problem.labelled, problem.rngs["batch"], c)
-        for losses in hiql.phases(c):
+        for losses, _ in hiql.phases(c):
             hiql.update(params, optimiser, batch, c, losses, 1e-3)
     return params, problem
 
@@ -677,10 +677,21 @@ def test_presets():
     assert hiql.resolve({"env": "pointmaze-giant-navigate-v0", "preset": "paper"}).gamma == 0.995
     assert hiql.resolve({"preset": "paper", "agent": "gcbc"}).flat_alpha == 0
     assert hiql.resolve({"preset": "fast"}) == hiql.resolve({})
+    fast = hiql.resolve({"env": name})
+    assert (fast.features, fast.schedule, fast.policy_steps, fast.lr) == (
+        "bumps", "sequential", 20_000, 1e-3)
+    for less in ({"agent": "gcbc"}, {"agent": "straight"}, {"schedule": "joint"}):
+        c = hiql.resolve({"env": name, **less})         # nothing comes before the policies
+        assert (c.schedule, c.policy_steps) == ("joint", 0)
+    assert hiql.resolve({"env": name, "subgoal": "none"}).features == "position"
+    for wrong in ({"policy_steps": 3}, {"features": "bumps", "env": "grid-maze"},
+                  {"features": "bumps", "subgoal": "none"}):
+        with pytest.raises(ValueError, match="sequential|point mazes"):
+            hiql.resolve(wrong)
     c = hiql.resolve({"env": name, "target_rate": 0.2})
-    assert (c.gamma, c.target_rate, c.p_future, c.p_random, c.k) == (0.995, 0.2, 0.7, 0.1, 50)
+    assert (c.gamma, c.target_rate, c.p_future, c.p_random, c.k) == (0.995, 0.2, 0.7, 0.1, 25)
     c = hiql.resolve({"env": "pointmaze-giant-stitch-v0"})
-    assert (c.gamma, c.k, c.high_random) == (0.998, 25, 0.5)
+    assert (c.gamma, c.k, c.high_random) == (0.997, 25, 0.5)
 
 
 @pytest.mark.parametrize("name", ["grid-fourrooms", "point-medium"])
@@ -1014,6 +1025,47 @@ def test_resume_equals_never_having_stopped(tmp_path, monkeypatch):
     assert hiql_main("--resume", parts) == 0                # finished: left as it is
 
 
+def test_bumps_by_hand():
+    """2 exp(-d^2 / (2 (3/4 side)^2)) about each cell's centre, wall or free, beside the position."""
+    c = hiql.resolve({"env": "point-giant", "features": "bumps"})
+    env = envs.make(c.env)
+    see = hiql.eyes(c, env)
+    x = np.array([[0, 0], [13.5, 37.25]], np.float32)
+    seen = see(x)
+    assert seen.shape == (2, 2 + 12 * 16) and seen.dtype == np.float32
+    assert (seen[:, :2] == x).all()
+    bumps = seen[:, 2:].reshape(2, 12, 16)
+    assert bumps[0, 1, 1] == 2 and np.argmax(bumps[0]) == 17        # cell (1, 1) lies at (0, 0)
+    np.testing.assert_allclose(bumps[0, 1, 2], 2 * np.exp(-0.5 * (4 / 3) ** 2), rtol=1e-6)
+    np.testing.assert_allclose(bumps[0, 2, 2], 2 * np.exp(-(4 / 3) ** 2), rtol=1e-6)
+    d = ((env.centre([(10, 4)])[0] - x[1]) ** 2).sum()
+    np.testing.assert_allclose(bumps[1, 10, 4], 2 * np.exp(-d / 18), rtol=1e-5)
+    assert hiql.eyes(hiql.resolve({}), env)(x) is x
+
+
+def test_networks_see_bumps_in_training_and_in_acting():
+    changes = {"env": "point-medium", "features": "bumps", "quick": True, "batch": 16}
+    problem = hiql.prepare(hiql.resolve(changes))
+    c, see, data = problem.config, problem.see, problem.data
+    plain = hiql.sample(data, problem.labelled, np.random.default_rng(0), c)
+    batch = hiql.sample(data, problem.labelled, np.random.default_rng(0), c, see)
+    states = {"s", "s1", "g", "g_high", "w_high", "s_low", "s1_low", "w", "g_low"}
+    for name, x in plain.items():
+        assert (batch[name] == (see(x) if name in states else x)).all(), name
+    params = hiql.init(c, problem.env, data, problem.rngs)
+    assert params["high"]["dense0"]["W"].shape == (2 * 66, 64)
+    act = hiql.actor(params, c, see=see)
+    z = hiql.subgoal(params, batch["s"], batch["g"], c)
+    mean = nets.forward(params["low"], np.concatenate([batch["s"], z], -1))
+    close(act(plain["s"], plain["g"], 0), np.clip(mean, -1, 1))
+    v = hiql.value_constant(params["value"], batch["s"],
+                            hiql.phi_constant(params, batch["s"], batch["g"], c)).mean(0)
+    close(hiql.mean_value(params, plain["s"], plain["g"], c, see), v)
+    w = params["low"]["dense0"]                 # first-layer units bend at states of the data
+    at = w["W"][:66].T @ see(data.observations[data.valid]).T + w["b"][:, None]
+    assert (np.abs(at).min(1) < 1e-3).all()
+
+
 def test_sequential_schedule_trains_the_value_first(tmp_path):
     """As many updates in each phase; the value is final when the policies begin."""
     out = tmp_path / "run"
@@ -1022,9 +1074,15 @@ def test_sequential_schedule_trains_the_value_first(tmp_path):
     rows = experiment.read_rows(out / "train.csv")
     assert [bool(row["value_loss"]) for row in rows] == [True, False]
     assert [bool(row["low_loss"]) for row in rows] == [False, True]
+    twice = tmp_path / "twice"                          # and as many as are asked for
+    assert hiql_main(*TINY, "--schedule", "sequential", "--policy-steps", 30, "--out", twice) == 0
+    assert json.loads((twice / "summary.json").read_text())["updates"] == 50
+    assert [row["update"] for row in experiment.read_rows(twice / "eval.csv")] == ["30", "40", "50"]
+    trees = [nets.load_tree(f / "checkpoint.npz")["params"]["value"] for f in (out, twice)]
+    assert all((flatten(trees[0])[k] == x).all() for k, x in flatten(trees[1]).items())
     c = hiql.resolve({"quick": True, "schedule": "sequential"})
-    assert [sorted(losses) for losses in hiql.phases(c)] == [["value"], ["flat", "high", "low"]]
-    assert sorted(hiql.phases(dataclasses.replace(c, schedule="joint"))[0]) == [
+    assert [sorted(losses) for losses, _ in hiql.phases(c)] == [["value"], ["flat", "high", "low"]]
+    assert sorted(hiql.phases(dataclasses.replace(c, schedule="joint"))[0][0]) == [
         "flat", "high", "low", "value"]
 
 
@@ -1123,6 +1181,56 @@ def test_tables_of_the_readme_are_those_of_the_results():
     with open(os.path.join(HERE, "README.md")) as file:
         text = file.read()
     assert experiment.report(text) == text, "run python experiment.py report"
+
+
+def test_chain_of_proposition_4_1():
+    """The closed form against known numbers, and against simulated noise in each of its parts."""
+    for T, k, sigma, flat, bound in ((10, 3, 0.3, 0.320, 0.156), (25, 5, 0.2, 0.389, 0.166),
+                                     (50, 7, 0.2, 0.444, 0.322), (100, 10, 0.2, 0.472, 0.482)):
+        formula = [hiql.chain_error(d, sigma) for d in (T, T / k, k)]
+        assert abs(formula[0] - flat) < 6e-4 and abs(formula[1] + formula[2] - bound) < 6e-4
+        seen = hiql.chain_simulation(T, k, sigma, 200_000, np.random.default_rng(T))
+        high, low = formula[1:]
+        for name, p in (("flat", formula[0]), ("either", high + low - high * low),
+                        ("first", high + low - 2 * high * low)):
+            assert abs(seen[name] - p) < 5 * np.sqrt(p * (1 - p) / 200_000), (T, name)
+    k = np.arange(1, 101)                       # the best k is the square root of T
+    for T in (25, 100):
+        total = hiql.chain_error(T / k, 0.1) + hiql.chain_error(k, 0.1)
+        assert k[total.argmin()] == np.sqrt(T)
+
+
+def test_theory_draws_its_picture_and_takes_no_other_flag(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert hiql_main("--theory", "--k", 3) == 2
+    assert "--theory takes no other flag, such as --k" in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+    assert not hiql_main("--theory") and os.listdir(tmp_path) == ["theory.png"]
+    assert ("bound 0.482, manager or worker errs 0.42" in capsys.readouterr().out)
+
+
+def test_table_by_hand(tmp_path, monkeypatch):
+    """Interquartile mean, missing seeds, a mean for each task, plain mean and published value."""
+    monkeypatch.setattr(experiment, "HERE", str(tmp_path))
+    (tmp_path / "experiments.ini").write_text(
+        "[a]\ntitle = T\nseeds = 0-3\ncolumns = success success_per_task first\n"
+        "x = hiql.py\ny = hiql.py --env z\ny seeds = 0-0\nx published = 0.79\nnone = hiql.py\n")
+    assert experiment.experiments()["a"]["rows"] == {
+        "x": "hiql.py", "y": "hiql.py --env z", "none": "hiql.py"}
+    rows = [("x", 1, 0.5, [1, 0], ""), ("x", 0, 0.25, [0.5, 0], 30), ("x", 2, 0.75, [1, 0.5], ""),
+            ("x", 3, 0.9, [0.5, 0.5], 10), ("y", 0, 1, [1, 1], "")]
+    (tmp_path / "results").mkdir()
+    experiment.write_rows(tmp_path / "results" / "a.csv", [
+        dict(zip(("row", "seed", "success", "success_per_task", "first"), r)) for r in rows])
+    lines = experiment.table("a").split("\n")
+    assert lines[2] == ("| row | success: IQM [95 %] | success per task: mean | first: IQM [95 %] "
+                        "| success, each seed | mean | published |")
+    low, high = experiment.interval([0.25, 0.5, 0.75, 0.9])[1:]
+    assert 0.25 <= low < 0.5 and 0.75 < high <= 0.9
+    assert lines[4] == (f"| x | 0.625 [{low:.3g}, {high:.3g}] | 0.75 0.25 | 20 [10, 30] (2 of 4 "
+                        "seeds) | 0.25 0.50 0.75 0.90 | 0.600 | 0.79 |")
+    assert lines[5] == "| y | 1 [1, 1] | 1.00 1.00 |  | 1.00 | 1.000 |  |"
+    assert lines[6:] == ["", "Seeds 0 1 2 3; `results/a.csv`, by `python experiment.py run a`."]
 
 
 @pytest.mark.parametrize("name, letter", [("hiql.py", "D"), ("hiro.py", "E")])
