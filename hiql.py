@@ -49,16 +49,17 @@ ogbench, impls/agents/hiql.py) differ, what is done here, and why:
      (Kostrikov et al. 2021) from the target Q; O's published GCIQL by DDPG+BC at expectile 0.9.
  D14 Initialisation of first layers, all inputs alike: see `init`. C, O: Glorot, biases 0, which
      is `--kinks zero`.
- D15 The fast preset on OGBench's own mazes. Networks see a bump for each cell beside the position
-     (`eyes`; C, O: the position); discount 0.995, giant 0.997 (O: 0.99, giant 0.995); value goals
-     70 % from the trajectory's future and 10 % random (O: 50 and 30 %); target rate 0.3, Adam
-     1e-3, and the value before the policies [D9].
+ D15 The fast preset on OGBench's own mazes: networks see a bump for each cell beside the position
+     (`eyes`; C, O: the position); discount 0.995, on giant and stitch 0.997 (O: 0.99, giant
+     0.995); value goals 70 % from the trajectory's future and 10 % random (O: 50 and 30 %);
+     target rate 0.3, Adam 1e-3, and the value before the policies [D9].
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
 import math
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from types import SimpleNamespace
 
 import numpy as np
@@ -131,11 +132,13 @@ DEFAULTS = {                            # what an environment changes, by the st
     "pointmaze": dict(gamma=0.99, k=25, steps=45_000, contrast=False, episodes=50,
                       eval_every=5000),
     "pointmaze-giant": dict(gamma=0.995),
+    "pointmaze-*-stitch": dict(high_random=0.5),        # short trajectories
 }
 FAST = {                                # and what the preset changes there [D12][D15]
     "pointmaze": dict(features="bumps", gamma=0.995, p_future=0.7, p_random=0.1, target_rate=0.3,
-                      lr=1e-3, schedule="sequential", steps=40_000, policy_steps=20_000),
+                      lr=1e-3, schedule="sequential", steps=30_000, policy_steps=15_000),
     "pointmaze-giant": dict(gamma=0.997),
+    "pointmaze-*-stitch": dict(gamma=0.997),
 }
 PAPER = dict(lr=3e-4, decay=False, target_rate=0.005, high_alpha=3.0, low_alpha=3.0, kinks="zero")
 QUICK = dict(steps=300, policy_steps=0, batch=128, hidden=(64, 64), eval_every=150, episodes=4)
@@ -146,16 +149,14 @@ def resolve(given):
     given, values = dict(given), {}
     env, agent = given.get("env", Config.env), given.get("agent", Config.agent)
     for start, changes in DEFAULTS.items():
-        if env.startswith(start):
+        if fnmatch(env, start + "*"):
             values.update(changes)
     if given.get("preset") == "paper":
         values.update(PAPER)
     else:
         for start, changes in FAST.items():
-            if env.startswith(start):
+            if fnmatch(env, start + "*"):
                 values.update(changes)
-    if "stitch" in env:                                 # short trajectories
-        values.update(high_random=0.5)
     if agent == "hgcbc":
         values["subgoal"] = "none"                      # there is no value to learn phi from
     if agent in ("gcbc", "hgcbc"):                      # nor does anything come before cloning
@@ -248,19 +249,19 @@ def position(x):
 def eyes(c, env):
     """see(x (..., 2)) -> (..., S): a state as the networks see it, `position` or bumps [D15].
 
-    Bumps: beside the position 2 exp(-|x - m|^2 / (2 (3/4 side)^2)) for the centre m of each cell,
-    wall or free: what lies apart is told apart from the start, and nothing is told of walls.
+    Bumps: beside the position exp(-|x - m|^2 / (2 side^2)) for the centre m of each cell, wall or
+    free: places a corridor apart are told apart from the start, and nothing is told of walls.
+    Higher or narrower ones see walls sooner and blur the last steps to a goal.
     """
     if c.features == "position":
         return position
-    n = max(env.walls.shape)
-    across, up = env.centre(np.stack([np.arange(n), np.arange(n)], 1)).T.astype(np.float32)
-    across, up = across[:env.walls.shape[1]], up[:env.walls.shape[0]]
-    scale = -0.5 / (0.75 * env.side) ** 2
+    h, w = env.walls.shape
+    up = env.centre(np.argwhere(np.ones((h, 1))))[:, 1].astype(np.float32)
+    across = env.centre(np.argwhere(np.ones((1, w))))[:, 0].astype(np.float32)
 
     def see(x):
-        bump_x = np.exp(scale * (x[..., :1] - across) ** 2)
-        bump_y = 2 * np.exp(scale * (x[..., 1:] - up) ** 2)
+        bump_x, bump_y = (np.exp(-0.5 * ((x[..., axis, None] - m) / env.side) ** 2)
+                          for axis, m in enumerate((across, up)))
         bumps = bump_y[..., :, None] * bump_x[..., None, :]
         return np.concatenate([x, bumps.reshape(*x.shape[:-1], -1)], -1)
 
@@ -621,12 +622,19 @@ def is_flat(c):
 
 
 def evaluate_all(problem, params, at):
-    """`evaluate` of the agent and, if there is one, of the flat policy trained beside it."""
+    """`evaluate` of the agent and, if there is one, of the flat policy trained beside it; on grids
+    also the shares of wrong `first_actions` by the learned value, for far goals."""
     summary, _ = evaluate(problem, params, at, is_flat(problem.config))
     if problem.config.contrast:
         flat, _ = evaluate(problem, params, at, True)
         summary.update({"flat_success": flat["success"], "flat_success_random":
                         flat["success_random"], "flat_success_per_task": flat["success_per_task"]})
+    if problem.env.discrete and "value" in params:
+        env, c, n = problem.env, problem.config, len(problem.env.cells)
+        v = mean_value(params, env.cells.repeat(n, 0), np.tile(env.cells, (n, 1)), c)
+        far = env.distance >= env.far
+        for name, right in zip(("flat", "hierarchy"), first_actions(env, v.reshape(n, n), c.k)):
+            summary[f"wrong_first_{name}"] = float(1 - right[far].mean())
     return summary
 
 
@@ -813,7 +821,7 @@ def draw_signal(problem, params, run, n=4000):
     envs.save_figure(figure, run.path("signal.png"))
 
 
-# ------------------------------------------------------------- why a hierarchy: Sec. 4, Prop. 4.1
+# ------------------------------------------------- the paper's theory: Prop. 4.1 and Prop. 5.1
 
 
 def chain_error(distance, sigma):
@@ -840,18 +848,57 @@ def chain_simulation(T, k, sigma, n, rng):
             "first": (manager ^ worker).mean()}
 
 
+def first_actions(env, v, k):
+    """Is the first action right, by a value v (n, n) of (state, goal) on a grid? Two (n, n) arrays.
+
+    flat: the move to the best v(s', g). Hierarchy: the best v(w, g) among the states w exactly k
+    steps away, or the goal itself within k; then the move to the best v(s', w). Right: one step
+    nearer to g.
+    """
+    distance, near = env.distance, env.neighbours
+    n, s = len(distance), np.arange(len(distance))[:, None]
+    flat = near[s, v[near].argmax(1)]                           # (n, n): where the move leads
+    reach = distance == k
+    w = np.where(reach[:, :, None], v[None], -np.inf).argmax(1)
+    w = np.where((distance <= k) | ~reach.any(1)[:, None], np.arange(n), w)
+    hierarchy = flat[s, w]
+    return distance[flat, np.arange(n)] < distance, distance[hierarchy, np.arange(n)] < distance
+
+
+def noisy(env, sigma, rng):
+    """V*(s, g) (n, n) with the chain's noise: each pair's own, in proportion to the value."""
+    return -env.distance * (1 + sigma * rng.normal(size=env.distance.shape))
+
+
+def factor(v, rank):
+    """The best V(s, g) = psi(s) phi(g) with phi of this size: exact at the rank of v (n, n)."""
+    u, size, vt = np.linalg.svd(v)
+    return (u[:, :rank] * size[:rank]) @ vt[:rank]
+
+
+def value_is_not_action(env):
+    """Prop. 5.1 asks for phi(g). phi([s; g]) = V*(s, g), one number, keeps the exact value too:
+    the share of states and goals for which no policy of (s, phi) can be sure of a right move."""
+    nearer = env.distance[env.neighbours] < env.distance[:, None]            # (n, 5, n)
+    lost = np.zeros(env.distance.shape, bool)
+    for s, row in enumerate(env.distance):
+        for d in np.unique(row[row > 0]):
+            lost[s, row == d] = ~nearer[s][:, row == d].all(1).any()         # no move serves all
+    return lost[env.distance > 0].mean()
+
+
 def draw_theory(path, n=20_000):
-    """Prop. 4.1 beside simulation: error against the distance T, k and sigma."""
+    """Prop. 4.1 on the chain beside simulation, the same on a maze, and Prop. 5.1."""
     rng = np.random.default_rng(0)
-    figure, axes = envs.plt.subplots(1, 3, figsize=(12, 3.6), sharey=True, layout="constrained")
+    figure, axes = envs.plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
     T = np.unique(np.geomspace(4, 400, 9).astype(int))
     root = np.maximum(np.rint(np.sqrt(T)).astype(int), 1)
     k = np.array([2, 3, 5, 7, 10, 14, 20, 33, 50, 80])
     sigma = np.array([0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.5])
-    panels = (("distance T to the goal; k = sqrt(T), sigma 0.1", T, T, root, 0.1 + 0 * T),
-              ("steps k to the subgoal; T 100, sigma 0.1", k, 100 + 0 * k, k, 0.1 + 0 * k),
-              ("noise sigma; T 100, k 10", sigma, 100 + 0 * sigma, 10 + 0 * sigma, sigma))
-    for ax, (label, x, T, k, sigma) in zip(axes, panels):
+    panels = (("chain: distance T; k = sqrt(T), sigma 0.1", T, T, root, 0.1 + 0 * T),
+              ("chain: steps k to the subgoal; T 100, sigma 0.1", k, 100 + 0 * k, k, 0.1 + 0 * k),
+              ("chain: noise sigma; T 100, k 10", sigma, 100 + 0 * sigma, 10 + 0 * sigma, sigma))
+    for ax, (label, x, T, k, sigma) in zip(axes[0], panels):
         ax.plot(x, chain_error(T, sigma), "C3-", label="flat, formula")
         ax.plot(x, chain_error(T / k, sigma) + chain_error(k, sigma), "C0-",
                 label="hierarchy, bound of Prop. 4.1")
@@ -862,12 +909,37 @@ def draw_theory(path, n=20_000):
             p = np.array([one[name] for one in seen])
             low, high = beta.ppf([[0.025], [0.975]], n * p + [[0], [1]], n * (1 - p) + [[1], [0]])
             ax.errorbar(x, p, (p - np.nan_to_num(low), high - p), fmt=style, ms=3, label=text)
-        ax.set(xscale="log", xlabel=label)
+        ax.set(xscale="log", xlabel=label, ylim=(-0.03, 0.82))
         ax.set_xticks(x, map(str, x), fontsize=7)
         ax.minorticks_off()
-    axes[1].axvline(10, color="0.7", ls=":")            # sqrt(T)
-    axes[0].set_ylabel("probability of error")
-    axes[0].legend(fontsize=7)
+    axes[0, 1].axvline(10, color="0.7", ls=":")                 # sqrt(T)
+    axes[0, 0].set_ylabel("probability of error")
+    axes[0, 0].legend(fontsize=7)
+
+    env = envs.make("grid-maze")
+    far = np.arange(1, env.distance.max() + 1)
+    for ax, sigma in zip(axes[1], (0.1, 0.3)):
+        share = np.mean([first_actions(env, noisy(env, sigma, rng), 5) for _ in range(20)], 0)
+        for right, style, text in zip(share, ("C3o-", "C2o-"), ("flat", "hierarchy")):
+            ax.plot(far, [1 - right[env.distance == d].mean() for d in far], style, ms=3,
+                    label=text)
+        ax.set(xlabel=f"{env.name}: distance to the goal; k 5, sigma {sigma}", ylim=(-0.03, 0.82))
+    axes[1, 0].set_ylabel("share of wrong first actions")
+    axes[1, 0].legend(fontsize=7)
+
+    apart = env.distance > 0
+    ranks = np.array([1, 2, 3, 5, 8, 12, 20, 30, 50, 80, len(env.cells)])
+    values = [factor(-env.distance.astype(float), rank) for rank in ranks]
+    axes[1, 2].plot(ranks, [np.abs(v + env.distance).mean() / env.distance.max() for v in values],
+                    "C0o-", ms=3, label="value: mean error / range")
+    axes[1, 2].plot(ranks, [1 - first_actions(env, v, 5)[0][apart].mean() for v in values],
+                    "C3o-", ms=3, label="action: share of wrong moves")
+    axes[1, 2].axhline(value_is_not_action(env), color="C1", ls=":",
+                       label="phi([s; g]) = V*(s, g): moves no policy can know")
+    axes[1, 2].set(xscale="log", xlabel=f"{env.name}: rank of V(s, g) = psi(s) phi(g)")
+    axes[1, 2].set_xticks(ranks, map(str, ranks), fontsize=7)
+    axes[1, 2].minorticks_off()
+    axes[1, 2].legend(fontsize=7)
     envs.save_figure(figure, path)
 
 
@@ -881,6 +953,20 @@ def theory():
               f"(simulated {seen['flat']:.3f}); hierarchy: bound "
               f"{chain_error(T / k, sigma) + chain_error(k, sigma):.3f}, manager or worker errs "
               f"{seen['either']:.3f}, wrong first action {seen['first']:.3f}")
+    env, far = envs.make("grid-maze"), 8
+    print(f"\nThe same on {env.name}, goals at least {far} steps away, k 5: wrong first actions")
+    for sigma in (0.1, 0.2, 0.3):
+        right = np.mean([first_actions(env, noisy(env, sigma, rng), 5) for _ in range(20)], 0)
+        flat, hierarchy = 1 - right[:, env.distance >= far].mean(1)
+        print(f"sigma {sigma}: flat {flat:.3f}, hierarchy {hierarchy:.3f}")
+    print(f"\nProp. 5.1 on {env.name}: V(s, g) = psi(s) phi(g)")
+    for rank in (1, 3, 8, len(env.cells)):
+        v = factor(-env.distance.astype(float), rank)
+        wrong = 1 - first_actions(env, v, 5)[0][env.distance > 0].mean()
+        print(f"rank {rank:3}: value error {np.abs(v + env.distance).mean():.4f} steps, wrong moves "
+              f"{wrong:.4f}")
+    print("phi([s; g]) = V*(s, g): value error 0, moves that no policy of (s, phi) can know "
+          f"{value_is_not_action(env):.4f}")
     draw_theory("theory.png")
     print("drawn: theory.png")
 
