@@ -8,8 +8,11 @@ An algorithm hands `main` a config dataclass and three functions; its program th
     --eval DIR               evaluate the checkpoint of a run
 
 An experiment is a section of experiments.ini: named command lines and their seeds.
+    python experiment.py --list                  every experiment, its cost and its claim
     python experiment.py run NAME [--jobs 2]     the runs that results/NAME.csv lacks
-    python experiment.py report                  the tables of README.md, from results/*.csv
+    python experiment.py run NAME --seed N --out DIR     one seed, for a cluster; and then
+    python experiment.py report [--gather DIR]   tables and figures of README.md from results/
+    python experiment.py compare NAME OTHER      differences of the rows both have
 """
 
 import argparse
@@ -443,26 +446,79 @@ def experiments():
             for name, section in ini.items() if name != "DEFAULT"}
 
 
-def run_experiment(name, jobs):
-    """Run what results/<name>.csv lacks; a row is written as each run ends."""
-    experiment, path = experiments()[name], os.path.join(HERE, "results", f"{name}.csv")
-    os.makedirs(os.path.join(HERE, "results"), exist_ok=True)
-    os.makedirs(os.path.join("runs", name), exist_ok=True)
+def run_experiment(name, jobs, seed=None, out=None):
+    """Run what results/<name>.csv lacks; a row is written as each run ends, and beside it, in
+    <name>.json, the whole configuration of each row (but for the seed).
+
+    seed, out: this seed of every row alone, one after the other, into <out>/<name>_seed<seed>.csv.
+    """
+    experiment, folder = experiments()[name], out or os.path.join(HERE, "results")
+    planned = sorted(set().union(*experiment["seeds"].values()))
+    if seed is not None and seed not in planned:
+        raise ValueError(f"seed {seed} is not one of {name}'s: {' '.join(map(str, planned))}")
+    path = os.path.join(folder, f"{name}_seed{seed}.csv" if out else f"{name}.csv")
+    runs_folder = os.path.join(out or "", "runs", name)
+    for new in (folder, runs_folder):
+        os.makedirs(new, exist_ok=True)
     rows = read_rows(path) if os.path.exists(path) else []
+    configs = read_json(f"{path[:-4]}.json") if os.path.exists(f"{path[:-4]}.json") else {}
     have = {(row["row"], int(row["seed"])) for row in rows}
     runs = {}
-    for seed in sorted(set().union(*experiment["seeds"].values())):
+    for s in planned if seed is None else [seed]:
         for row, command in experiment["rows"].items():
-            folder = os.path.join("runs", name, re.sub(r"\W+", "_", row) + f"_seed{seed}")
-            if seed in experiment["seeds"][row] and (row, seed) not in have:
-                runs[f"{row} seed {seed}"] = [*shlex.split(command), f"--seed={seed}"], folder
+            run = os.path.join(runs_folder, re.sub(r"\W+", "_", row) + f"_seed{s}")
+            if s in experiment["seeds"][row] and (row, s) not in have:
+                runs[f"{row} seed {s}"] = [*shlex.split(command), f"--seed={s}"], run
 
     def done(label, summary):
-        rows.append({"row": label.rsplit(" seed ", 1)[0], **summary})
+        row = label.rsplit(" seed ", 1)[0]
+        rows.append({"row": row, **summary})
         write_rows(path, rows)
+        configs[row] = read_json(os.path.join(runs[label][1], "config.json"))["config"]
+        del configs[row]["seed"]
+        write_json(f"{path[:-4]}.json", configs)
         print(f"{label}: success {summary['success']:.3f}", flush=True)
 
     return run_processes(runs, jobs, done)
+
+
+def gather(folder):
+    """Add to results/ the rows that `run NAME --seed N --out folder` wrote; -> their number."""
+    added, names = 0, experiments()
+    found = sorted(f for f in os.listdir(folder) if re.fullmatch(r".+_seed\d+\.csv", f))
+    if not found:
+        raise ValueError(f"{folder} holds no NAME_seedN.csv, which `run NAME --seed N --out "
+                         f"{folder}` writes")
+    for file in found:
+        name = file.rsplit("_seed", 1)[0]
+        if name not in names:
+            raise ValueError(f"{file}: there is no experiment {name}; known: {', '.join(names)}")
+        path = os.path.join(HERE, "results", f"{name}.csv")
+        rows = read_rows(path) if os.path.exists(path) else []
+        have = {(row["row"], row["seed"]) for row in rows}
+        new = [row for row in read_rows(os.path.join(folder, file))
+               if (row["row"], row["seed"]) not in have]
+        old = read_json(f"{path[:-4]}.json") if os.path.exists(f"{path[:-4]}.json") else {}
+        if new:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            write_rows(path, rows + new)
+            write_json(f"{path[:-4]}.json", {**read_json(os.path.join(folder, f"{file[:-4]}.json")),
+                                             **old})
+        added += len(new)
+    return added
+
+
+def cost(name):
+    """Core-minutes of an experiment by the runs in results/, and how many of its runs these are.
+
+    A row's missing seeds are taken to cost what its others did; rows not run yet count as 0.
+    """
+    experiment, path = experiments()[name], os.path.join(HERE, "results", f"{name}.csv")
+    rows, minutes = read_rows(path) if os.path.exists(path) else [], 0.0
+    for row in experiment["rows"]:
+        seconds = [float(r["train_seconds"]) for r in rows if r["row"] == row]
+        minutes += np.mean(seconds or [0]) * len(experiment["seeds"][row]) / 60
+    return minutes, len(rows), sum(len(experiment["seeds"][row]) for row in experiment["rows"])
 
 
 def interval(x, samples=2000):
@@ -471,6 +527,35 @@ def interval(x, samples=2000):
     draws = np.random.default_rng(0).integers(len(x), size=(samples, len(x)))
     low, high = np.percentile(trim_mean(x[draws], 0.25, axis=1), [2.5, 97.5])
     return trim_mean(x, 0.25), low, high
+
+
+def compare(name, other):
+    """A line for each row and column that two experiments share: the difference of their
+    interquartile means, and its 95 % percentile-bootstrap interval, seeds drawn anew in each."""
+    lines, results = [], {}
+    for one in (name, other):
+        path = os.path.join(HERE, "results", f"{one}.csv")
+        if not os.path.exists(path):
+            raise ValueError(f"{one} has not been run: there is no results/{one}.csv")
+        results[one] = read_rows(path)
+    rows = [row for row in experiments()[name]["rows"] if row in experiments()[other]["rows"]]
+    for row in rows:
+        for column in experiments()[name]["columns"]:
+            x, y = (np.array([float(r[column]) for r in results[one] if r["row"] == row
+                              and r.get(column) and " " not in r[column]])
+                    for one in (name, other))
+            if len(x) and len(y):
+                rng = np.random.default_rng(0)
+                draws = [trim_mean(z[rng.integers(len(z), size=(2000, len(z)))], 0.25, axis=1)
+                         for z in (x, y)]
+                low, high = np.percentile(draws[0] - draws[1], [2.5, 97.5])
+                lines.append(f"{row}, {column.replace('_', ' ')}: {trim_mean(x, 0.25):.3f} ({len(x)}"
+                             f" seeds) - {trim_mean(y, 0.25):.3f} ({len(y)} seeds) = "
+                             f"{trim_mean(x, 0.25) - trim_mean(y, 0.25):+.3f} "
+                             f"[{low:+.3f}, {high:+.3f}]")
+    if not lines:
+        raise ValueError(f"{name} and {other} share no row that has been run")
+    return lines
 
 
 def table(name):
@@ -548,16 +633,41 @@ def report(text):
 
 def _program():
     p = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = p.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run an experiment of experiments.ini")
+    p.add_argument("--list", action="store_true", help="every experiment, its cost and its claim")
+    commands = p.add_subparsers(dest="command")
+    run = commands.add_parser("run", help="run what is missing of an experiment")
     run.add_argument("name", choices=list(experiments()))
-    run.add_argument("--jobs", type=int, default=2)
-    commands.add_parser("report", help="renew the tables of README.md")
+    run.add_argument("--jobs", type=int, help="processes at once (default 2)")
+    run.add_argument("--seed", type=int, help="this seed alone, in one process; wants --out")
+    run.add_argument("--out", metavar="DIR", help="where --seed writes NAME_seedN.csv")
+    renew = commands.add_parser("report", help="renew tables and figures of README.md")
+    renew.add_argument("--gather", metavar="DIR", help="add what `run --seed --out DIR` wrote")
+    two = commands.add_parser("compare", help="differences of the rows that both have")
+    for which in ("name", "other"):
+        two.add_argument(which, choices=list(experiments()))
     given = p.parse_args()
-    if given.command == "run":
-        if given.jobs < 1:
-            refuse(f"--jobs must be at least 1, not {given.jobs}")
-        sys.exit(1 if run_experiment(given.name, given.jobs) else 0)
+    if given.list:
+        for name, one in experiments().items():
+            minutes, done, total = cost(name)
+            print(f"{name}: {minutes:.0f} core-minutes, {done} of {total} runs in results/\n"
+                  f"    {one['title']}")
+        return
+    try:
+        if given.command == "run":
+            if (given.seed is None) != (given.out is None) or (given.out and given.jobs):
+                raise ValueError("--seed and --out go together, without --jobs")
+            if given.jobs is not None and given.jobs < 1:
+                raise ValueError(f"--jobs must be at least 1, not {given.jobs}")
+            jobs = 1 if given.out else given.jobs or 2
+            sys.exit(1 if run_experiment(given.name, jobs, given.seed, given.out) else 0)
+        if given.command is None:
+            raise ValueError("say run NAME, report, compare NAME OTHER, or --list")
+        if given.command == "compare":
+            return print("\n".join(compare(given.name, given.other)))
+        if given.gather:
+            print(f"{gather(given.gather)} new rows from {given.gather}")
+    except (ValueError, OSError) as e:
+        refuse(e)
     for name, one in experiments().items():
         if one["picture"] and os.path.exists(os.path.join(HERE, "results", f"{name}.csv")):
             draw_curves(name)

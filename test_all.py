@@ -1241,6 +1241,59 @@ def test_theory_draws_its_picture_and_takes_no_other_flag(tmp_path, monkeypatch,
     assert ("bound 0.482, manager or worker errs 0.42" in capsys.readouterr().out)
 
 
+def test_an_experiment_spread_over_processes_is_gathered(tmp_path, monkeypatch):
+    """xargs runs a seed per process; gathering adds what is missing, and nothing twice."""
+    monkeypatch.setattr(experiment, "HERE", str(tmp_path))
+    for name in ("experiment.py", "nets.py", "envs.py", "hiql.py"):
+        os.symlink(os.path.join(HERE, name), tmp_path / name)
+    words = "--quick --env grid-fourrooms --no-contrast --steps 20 --eval-every 20 --episodes 1"
+    (tmp_path / "experiments.ini").write_text(
+        f"[a]\ntitle = T\nseeds = 0-1\ncolumns = success\nx = hiql.py {words}\n"
+        f"[b]\ntitle = T\nseeds = 0-1\ncolumns = success\nx = hiql.py {words} --k 2\n")
+    code = f"import experiment; experiment.HERE = {str(tmp_path)!r}; experiment._program()"
+    done = subprocess.run(
+        f"printf '0\\n1\\n' | xargs -P 2 -I N {sys.executable} -c \"{code}\" run a --seed N --out o",
+        shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {f for f in os.listdir(tmp_path / "o")} == {
+        "a_seed0.csv", "a_seed0.json", "a_seed1.csv", "a_seed1.json", "runs"}
+    assert experiment.gather(tmp_path / "o") == 2 and experiment.gather(tmp_path / "o") == 0
+    rows = experiment.read_rows(tmp_path / "results" / "a.csv")
+    assert [(row["row"], row["seed"]) for row in rows] == [("x", "0"), ("x", "1")]
+    config = experiment.read_json(tmp_path / "results" / "a.json")["x"]
+    assert config["steps"] == 20 and config["k"] == 5 and "seed" not in config
+    minutes, done, total = experiment.cost("a")
+    seconds = [float(row["train_seconds"]) for row in rows]
+    assert minutes == pytest.approx(sum(seconds) / 60) and (done, total) == (2, 2)
+    with pytest.raises(ValueError, match="b has not been run"):
+        experiment.compare("a", "b")
+    with pytest.raises(ValueError, match="seed 5 is not one of a's: 0 1"):
+        experiment.run_experiment("a", 1, 5, str(tmp_path / "o"))
+    with pytest.raises(ValueError, match="holds no NAME_seedN.csv"):
+        experiment.gather(tmp_path)
+    (tmp_path / "o" / "z_seed0.csv").write_text("row,seed\n")
+    with pytest.raises(ValueError, match="no experiment z; known: a, b"):
+        experiment.gather(tmp_path / "o")
+
+
+def test_difference_of_two_experiments(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "HERE", str(tmp_path))
+    (tmp_path / "experiments.ini").write_text("".join(
+        f"[{name}]\ntitle = T\nseeds = 0-3\ncolumns = success per_task\nx = hiql.py\n{more}"
+        for name, more in (("a", "only = hiql.py\n"), ("b", ""))))
+    (tmp_path / "results").mkdir()
+    for name, scores in (("a", (0.9, 0.7, 0.8, 1.0)), ("b", (0.5, 0.6, 0.6, 0.7))):
+        experiment.write_rows(tmp_path / "results" / f"{name}.csv", [
+            {"row": "x", "seed": i, "success": x, "per_task": [x, x]}
+            for i, x in enumerate(scores)])
+    (line,) = experiment.compare("a", "b")
+    assert line.startswith("x, success: 0.850 (4 seeds) - 0.600 (4 seeds) = +0.250 [+0.1")
+    low, high = map(float, re.search(r"\[(.*), (.*)\]", line).groups())
+    assert 0.1 <= low < 0.2 and 0.3 < high <= 0.45
+    assert experiment.compare("a", "a")[0].endswith("]") and "+0.000 [-" in \
+        experiment.compare("a", "a")[0]
+
+
 def test_table_by_hand(tmp_path, monkeypatch):
     """Interquartile mean, missing seeds, a mean for each task, plain mean and published value."""
     monkeypatch.setattr(experiment, "HERE", str(tmp_path))
