@@ -110,7 +110,8 @@ class Config:
     features: str = option("position", "what networks see of a state [D15]", ("position", "bumps"))
     temperature: float = option(0.0, "of discrete actions drawn when acting; 0: the likeliest")
     requery: int = option(1, "the manager is asked every so many steps [D10]")
-    action_free: float = option(0.0, "fraction of trajectories whose actions are hidden")
+    action_free: float = option(0.0, "fraction of trajectories whose actions are hidden: value and "
+                                "manager use them all the same, gciql and gcbc cannot")
     p_current: float = option(0.2, "value goals: the state itself (C, O)")
     p_future: float = option(0.5, "value goals: geometric future (C, O)")
     p_random: float = option(0.3, "value goals: random (C, O)")
@@ -184,8 +185,6 @@ def resolve(given):
     total = c.p_current + c.p_future + c.p_random
     if abs(total - 1) > 1e-6:
         raise ValueError(f"p_current + p_future + p_random must be 1, not {total:g}")
-    if c.action_free and c.agent not in ("hiql", "flat"):
-        raise ValueError(f"--action-free needs an action-free value (hiql, flat), not {c.agent}")
     if c.temperature and not env.startswith("grid"):
         raise ValueError(f"--temperature is for the discrete actions of grids, not for {env}")
     if c.policy_steps and c.schedule != "sequential":
@@ -228,6 +227,8 @@ def prepare(c, tree=None):
     shown = np.ones(trajectories, bool)
     shown[rngs["hide"].permutation(trajectories)[:hidden]] = False
     labelled = data.valid[np.repeat(shown, data.lengths)[data.valid]]
+    if c.agent in ("gciql", "gcbc"):                    # of no use to them
+        data.valid = labelled
     problem = SimpleNamespace(config=c, env=env, data=data, labelled=labelled, rngs=rngs,
                               see=eyes(c, env))
     if tree is not None:

@@ -1025,6 +1025,25 @@ def test_resume_equals_never_having_stopped(tmp_path, monkeypatch):
     assert hiql_main("--resume", parts) == 0                # finished: left as it is
 
 
+def test_hidden_actions_are_seen_by_nobody():
+    """A quarter of the trajectories keep their actions; value and manager use the others too."""
+    for agent in ("hiql", "flat", "hgcbc", "gciql", "gcbc"):
+        c = hiql.resolve({"quick": True, "agent": agent, "action_free": 0.75, "batch": 4000,
+                          "p_current": 0.0, "p_future": 0.0, "p_random": 1.0})
+        problem = hiql.prepare(c)
+        data = problem.data
+        shown = np.isin(data.last, np.unique(data.last[problem.labelled]))
+        assert len(np.unique(data.last[problem.labelled])) == round(0.25 * len(data.lengths))
+        hidden = {tuple(x) for x in data.observations[~shown]}
+        data.actions[~shown] = np.nan
+        b = hiql.sample(data, problem.labelled, np.random.default_rng(0), c)
+        assert np.isfinite(b["a"]).all()
+        for name in ("s", "g", "s1", "s_low", "s1_low", "w", "g_low", "g_high"):
+            share = np.mean([tuple(x) in hidden for x in b[name]])
+            uses = agent not in ("gciql", "gcbc") and name in ("s", "g", "s1", "g_high")
+            assert abs(share - 0.75 * uses) < 0.05, (agent, name)
+
+
 def test_bumps_by_hand():
     """exp(-d^2 / (2 side^2)) about each cell's centre, wall or free, beside the position."""
     c = hiql.resolve({"env": "point-giant", "features": "bumps"})
@@ -1101,7 +1120,6 @@ WRONG = [("--env point-tiny", "invalid choice"), ("--agent sac", "invalid choice
          ("--p-current 0.5", "must be 1, not"), ("--p-random -0.1", "--p-random"),
          ("--k 201", "--k 201 must be below the 200 transitions"),
          ("--k 0", "--k must be positive"), ("--action-free 1", "hides the actions of all"),
-         ("--agent gciql --action-free 0.5", "action-free value"),
          ("--agent flat --contrast", "--contrast is for"), ("--seed -1", "--seed"),
          ("--agent gcbc --flat-alpha 1", "clones behaviour"),
          ("--agent hgcbc --subgoal phi_g", "wants --subgoal none"),
