@@ -594,9 +594,12 @@ def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=
 
 
 def summarise(c, name, run, last, step):
-    """The keys of summary.json around those of `evaluate`."""
+    """The keys of summary.json around those of `evaluate`; what the correction did, at the end."""
     solved = [int(row["step"]) for row in run.logs["eval"] if float(row["success"]) >= 0.95]
-    return {"env": name, "agent": c.agent, "seed": c.seed, "env_steps": step, **last,
+    late = [row for row in run.logs["train"] if row.get("changed", "") != ""][-20:]
+    means = {key: float(np.mean([float(row[key]) for row in late]))
+             for key in ("changed", "moved", "gain") if late}
+    return {"env": name, "agent": c.agent, "seed": c.seed, "env_steps": step, **last, **means,
             "first_success": solved[0] if solved else None,
             "success_curve": [round(float(row["success"]), 3) for row in run.logs["eval"]],
             "episodes": c.episodes, "train_seconds": round(run.seconds(), 1)}
@@ -634,7 +637,8 @@ def evaluate(world, tree, c, at):
     """Success of the current policies -> (summary, {test: (paths, asked, goals, success)}).
 
     The first test gives success, success_last_step and final_distance, each other one its own
-    success_<name>. Starts and goals depend on the seed and on `at`, the steps so far, alone.
+    success_<name>; missed is the mean of `missed`. Starts and goals depend on the seed and on `at`,
+    the steps so far, alone.
     """
     rng, summary, episodes = np.random.default_rng([c.seed, at]), {}, {}
     if not isinstance(world.env, envs.GoalTask):
@@ -652,7 +656,18 @@ def evaluate(world, tree, c, at):
         else:
             summary[f"success_{name}"] = success[mine].mean()
         episodes[name] = paths[:, mine], asked[:, mine], goals[mine], success[mine]
+    if c.agent == "hiro":
+        summary["missed"] = missed(paths, asked, c.c).mean()
     return {k: float(x) for k, x in summary.items()}, episodes
+
+
+def missed(paths, asked, c):
+    """How far the worker ends from the place the manager asked for: (T/c, N), whole windows.
+
+    paths (T+1,N,2), asked (T/c,N,2). Nothing in the algorithm makes goals places in reach.
+    """
+    reached = paths[c::c]
+    return np.sqrt(((reached - asked[:len(reached)]) ** 2).sum(-1))
 
 
 def single_actor(world, tree, c, rng):
@@ -700,11 +715,14 @@ def draw(world, tree, episodes, run, c):
 
 
 def draw_correction(run):
-    """How often the correction changes a goal, by how much, and what it gains, over training."""
-    rows = [row for row in run.logs["train"] if row.get("changed", "") != ""]
-    figure, axes = envs.plt.subplots(1, 3, figsize=(11, 2.8), layout="constrained")
-    for ax, key, title in zip(axes, ("changed", "moved", "gain"), (
-            "share of goals changed", "mean distance moved", "mean gain of the score, Eq. (5)")):
+    """Over training: how often the correction changes a goal, by how much, what it gains; and how
+    far from its goals the worker ends."""
+    figure, axes = envs.plt.subplots(1, 4, figsize=(14, 2.8), layout="constrained")
+    for ax, key, title in zip(axes, ("changed", "moved", "gain", "missed"), (
+            "share of goals changed", "mean distance moved", "mean gain of the score, Eq. (5)",
+            "from the goal, after c steps")):
+        rows = [row for row in run.logs["eval" if key == "missed" else "train"]
+                if row.get(key, "") != ""]
         ax.plot([int(row["step"]) for row in rows], [float(row[key]) for row in rows], lw=1)
         ax.set(title=title, xlabel="steps", ylim=(0, None))
     envs.save_figure(figure, run.path("correction.png"))

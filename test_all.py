@@ -1786,6 +1786,14 @@ TINY_HIRO = ("--steps", 1500, "--warmup", 500, "--eval-every", 500, "--episodes"
              "--high-updates", 1, "--hidden", "16,16")
 
 
+def test_missed_goals_by_hand():
+    """c 2, five steps, two episodes: two whole windows, the third is cut short."""
+    paths = np.zeros((6, 2, 2))
+    paths[2, 0], paths[4, 0], paths[5] = (1, 1), (2, 2), 9
+    asked = np.array([[[1, 1], [3, 4]], [[2, 5], [0, 1]], [[7, 7], [7, 7]]], float)
+    assert hiro.missed(paths, asked, 2).tolist() == [[0, 5], [3, 1]]
+
+
 def test_a_hiro_run_leaves_its_files_and_evaluates_again(tmp_path, capsys):
     out = tmp_path / "run"
     assert hiql_main(*TINY_HIRO, "--out", out, "--seed", 4, program=hiro) == 0
