@@ -549,9 +549,9 @@ def compare(name, other):
                 draws = [trim_mean(z[rng.integers(len(z), size=(2000, len(z)))], 0.25, axis=1)
                          for z in (x, y)]
                 low, high = np.percentile(draws[0] - draws[1], [2.5, 97.5])
-                lines.append(f"{row}, {column.replace('_', ' ')}: {trim_mean(x, 0.25):.3f} ({len(x)}"
-                             f" seeds) - {trim_mean(y, 0.25):.3f} ({len(y)} seeds) = "
-                             f"{trim_mean(x, 0.25) - trim_mean(y, 0.25):+.3f} "
+                one, two = trim_mean(x, 0.25), trim_mean(y, 0.25)
+                lines.append(f"{row}, {column.replace('_', ' ')}: {one:.3f} ({len(x)} seeds) - "
+                             f"{two:.3f} ({len(y)} seeds) = {one - two:+.3f} "
                              f"[{low:+.3f}, {high:+.3f}]")
     if not lines:
         raise ValueError(f"{name} and {other} share no row that has been run")

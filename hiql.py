@@ -126,7 +126,7 @@ class Config:
     eval_every: int = option(1000, "updates between evaluations and checkpoints")
 
 
-DEFAULTS = {                            # what an environment changes, by the start of its name
+DEFAULTS = {                            # what an environment changes, by how its name begins
     "grid": dict(gamma=0.95, k=5, steps=8000, temperature=2.0),
     "point-umaze": dict(gamma=0.99, k=25),
     "point-giant": dict(gamma=0.99),
@@ -181,7 +181,7 @@ def resolve(given):
     experiment.demand(c, lambda x: 0 <= x <= 1, "in [0, 1]", "p_current", "p_future", "p_random",
                       "high_random", "action_free")
     experiment.demand(c, lambda x: 0 <= x < math.inf, "at least 0", "high_alpha", "low_alpha",
-                      "flat_alpha", "seed", "temperature")
+                      "flat_alpha", "seed", "temperature", "policy_steps")
     total = c.p_current + c.p_future + c.p_random
     if abs(total - 1) > 1e-6:
         raise ValueError(f"p_current + p_future + p_random must be 1, not {total:g}")
@@ -964,8 +964,8 @@ def theory():
     for rank in (1, 3, 8, len(env.cells)):
         v = factor(-env.distance.astype(float), rank)
         wrong = 1 - first_actions(env, v, 5)[0][env.distance > 0].mean()
-        print(f"rank {rank:3}: value error {np.abs(v + env.distance).mean():.4f} steps, wrong moves "
-              f"{wrong:.4f}")
+        print(f"rank {rank:3}: value error {np.abs(v + env.distance).mean():.4f} steps, "
+              f"wrong moves {wrong:.4f}")
     print("phi([s; g]) = V*(s, g): value error 0, moves that no policy of (s, phi) can know "
           f"{value_is_not_action(env):.4f}")
     draw_theory("theory.png")

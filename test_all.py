@@ -1068,6 +1068,8 @@ def test_networks_see_bumps_in_training_and_in_acting():
     c, see, data = problem.config, problem.see, problem.data
     plain = hiql.sample(data, problem.labelled, np.random.default_rng(0), c)
     batch = hiql.sample(data, problem.labelled, np.random.default_rng(0), c, see)
+    for low, high in (("s_low", "s"), ("s1_low", "s1"), ("g_low", "g_high")):
+        assert (plain[low] == plain[high]).all()        # the same rows: no actions are hidden
     states = {"s", "s1", "g", "g_high", "w_high", "s_low", "s1_low", "w", "g_low"}
     for name, x in plain.items():
         assert (batch[name] == (see(x) if name in states else x)).all(), name
@@ -1097,8 +1099,10 @@ def test_sequential_schedule_trains_the_value_first(tmp_path):
     assert hiql_main(*TINY, "--schedule", "sequential", "--policy-steps", 30, "--out", twice) == 0
     assert json.loads((twice / "summary.json").read_text())["updates"] == 50
     assert [row["update"] for row in experiment.read_rows(twice / "eval.csv")] == ["30", "40", "50"]
-    trees = [nets.load_tree(f / "checkpoint.npz")["params"]["value"] for f in (out, twice)]
-    assert all((flatten(trees[0])[k] == x).all() for k, x in flatten(trees[1]).items())
+    trees = [nets.load_tree(f / "checkpoint.npz") for f in (out, twice)]
+    assert [int(tree["optimiser"]["count"]) for tree in trees] == [20, 30]  # each phase has its own
+    values = [flatten(tree["params"]["value"]) for tree in trees]
+    assert all((values[0][k] == x).all() for k, x in values[1].items())
     c = hiql.resolve({"quick": True, "schedule": "sequential"})
     assert [sorted(losses) for losses, _ in hiql.phases(c)] == [["value"], ["flat", "high", "low"]]
     assert sorted(hiql.phases(dataclasses.replace(c, schedule="joint"))[0][0]) == [
@@ -1270,8 +1274,8 @@ def test_an_experiment_spread_over_processes_is_gathered(tmp_path, monkeypatch):
         f"[b]\ntitle = T\nseeds = 0-1\ncolumns = success\nx = hiql.py {words} --k 2\n")
     code = f"import experiment; experiment.HERE = {str(tmp_path)!r}; experiment._program()"
     done = subprocess.run(
-        f"printf '0\\n1\\n' | xargs -P 2 -I N {sys.executable} -c \"{code}\" run a --seed N --out o",
-        shell=True, cwd=tmp_path, capture_output=True, text=True)
+        f"printf '0\\n1\\n' | xargs -P 2 -I N {sys.executable} -c \"{code}\" run a --seed N "
+        "--out o", shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {f for f in os.listdir(tmp_path / "o")} == {
         "a_seed0.csv", "a_seed0.json", "a_seed1.csv", "a_seed1.json", "runs"}
