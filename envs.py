@@ -387,7 +387,7 @@ class PointMaze(Maze):
         """act(s (N,2), g (N,2), t) -> actions (N,2) of a policy that learns nothing.
 
         collector: that of the data sets, to the centre of the next cell + N(0, 0.5^2), clipped;
-        straight: at full speed straight at the goal, walls or not; random: uniform.
+        straight: clip(g - s, -1, 1), at the goal, walls or not; random: uniform.
         """
         def act(s, g, t):
             if kind == "random":

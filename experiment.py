@@ -12,7 +12,7 @@ An experiment is a section of experiments.ini: named command lines and their see
     python experiment.py run NAME [--jobs 2]     the runs that results/NAME.csv lacks
     python experiment.py run NAME --seed N --out DIR     one seed, for a cluster; and then
     python experiment.py report [--gather DIR]   tables and figures of README.md from results/
-    python experiment.py compare NAME OTHER      differences of the rows both have
+    python experiment.py compare NAME:ROW NAME:ROW       their difference, with its interval
 """
 
 import argparse
@@ -238,6 +238,9 @@ def run_processes(runs, jobs, done):
             while waiting and len(active) < jobs:
                 name = waiting.pop(0)
                 arguments, folder = runs[name]
+                if os.path.exists(os.path.join(folder, "summary.json")):    # ended, not recorded
+                    done(name, read_json(os.path.join(folder, "summary.json")))
+                    continue
                 begun = os.path.exists(os.path.join(folder, "checkpoint.npz"))
                 arguments = [arguments[0], "--resume", folder] if begun else \
                     [*arguments, "--out", folder]
@@ -468,18 +471,29 @@ def run_experiment(name, jobs, seed=None, out=None):
         for row, command in experiment["rows"].items():
             run = os.path.join(runs_folder, re.sub(r"\W+", "_", row) + f"_seed{s}")
             if s in experiment["seeds"][row] and (row, s) not in have:
-                runs[f"{row} seed {s}"] = [*shlex.split(command), f"--seed={s}"], run
+                program, *words = shlex.split(command)
+                runs[f"{row} seed {s}"] = [os.path.join(HERE, program), *words, f"--seed={s}"], run
 
     def done(label, summary):
-        row = label.rsplit(" seed ", 1)[0]
+        row, run = label.rsplit(" seed ", 1)[0], runs[label][1]
+        _same_config(configs, row, read_json(os.path.join(run, "config.json"))["config"], run)
         rows.append({"row": row, **summary})
         write_rows(path, rows)
-        configs[row] = read_json(os.path.join(runs[label][1], "config.json"))["config"]
-        del configs[row]["seed"]
         write_json(f"{path[:-4]}.json", configs)
         print(f"{label}: success {summary['success']:.3f}", flush=True)
 
     return run_processes(runs, jobs, done)
+
+
+def _same_config(configs, row, config, where):
+    """Note a row's configuration, or refuse one that differs from that of its other seeds."""
+    config = {name: x for name, x in config.items() if name != "seed"}
+    known = configs.setdefault(row, config)
+    other = [f"{name} {config[name]} instead of {known[name]}" for name in known
+             if name in config and config[name] != known[name]]
+    if other:
+        raise ValueError(f"{where}: a run of {row!r} with {', '.join(other)}; remove it, or the "
+                         "rows made before")
 
 
 def gather(folder):
@@ -498,12 +512,14 @@ def gather(folder):
         have = {(row["row"], row["seed"]) for row in rows}
         new = [row for row in read_rows(os.path.join(folder, file))
                if (row["row"], row["seed"]) not in have]
-        old = read_json(f"{path[:-4]}.json") if os.path.exists(f"{path[:-4]}.json") else {}
+        configs = read_json(f"{path[:-4]}.json") if os.path.exists(f"{path[:-4]}.json") else {}
+        theirs = read_json(os.path.join(folder, f"{file[:-4]}.json"))
+        for row in new:
+            _same_config(configs, row["row"], theirs[row["row"]], os.path.join(folder, file))
         if new:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             write_rows(path, rows + new)
-            write_json(f"{path[:-4]}.json", {**read_json(os.path.join(folder, f"{file[:-4]}.json")),
-                                             **old})
+            write_json(f"{path[:-4]}.json", configs)
         added += len(new)
     return added
 
@@ -529,32 +545,29 @@ def interval(x, samples=2000):
     return trim_mean(x, 0.25), low, high
 
 
-def compare(name, other):
-    """A line for each row and column that two experiments share: the difference of their
-    interquartile means, and its 95 % percentile-bootstrap interval, seeds drawn anew in each."""
-    lines, results = [], {}
-    for one in (name, other):
-        path = os.path.join(HERE, "results", f"{one}.csv")
-        if not os.path.exists(path):
-            raise ValueError(f"{one} has not been run: there is no results/{one}.csv")
-        results[one] = read_rows(path)
-    rows = [row for row in experiments()[name]["rows"] if row in experiments()[other]["rows"]]
-    for row in rows:
-        for column in experiments()[name]["columns"]:
-            x, y = (np.array([float(r[column]) for r in results[one] if r["row"] == row
-                              and r.get(column) and " " not in r[column]])
-                    for one in (name, other))
-            if len(x) and len(y):
-                rng = np.random.default_rng(0)
-                draws = [trim_mean(z[rng.integers(len(z), size=(2000, len(z)))], 0.25, axis=1)
-                         for z in (x, y)]
-                low, high = np.percentile(draws[0] - draws[1], [2.5, 97.5])
-                one, two = trim_mean(x, 0.25), trim_mean(y, 0.25)
-                lines.append(f"{row}, {column.replace('_', ' ')}: {one:.3f} ({len(x)} seeds) - "
-                             f"{two:.3f} ({len(y)} seeds) = {one - two:+.3f} "
-                             f"[{low:+.3f}, {high:+.3f}]")
-    if not lines:
-        raise ValueError(f"{name} and {other} share no row that has been run")
+def compare(one, other):
+    """Two rows, each NAME:ROW -> a line for each column of the first experiment that both have:
+    the difference of the interquartile means, and its 95 % percentile-bootstrap interval."""
+    sides, lines = [], []
+    for which in (one, other):
+        name, row = which.partition(":")[::2]
+        path = os.path.join(HERE, "results", f"{name}.csv")
+        rows = read_rows(path) if name in experiments() and os.path.exists(path) else []
+        sides.append([r for r in rows if r["row"] == row])
+        if not sides[-1]:
+            raise ValueError(f"{which}: no such row in results/; rows are named NAME:ROW, such as "
+                             "hiro:hiro")
+    for column in experiments()[one.partition(":")[0]]["columns"]:
+        x, y = (np.array([float(r[column]) for r in side if r.get(column)
+                          and " " not in r[column]]) for side in sides)
+        if len(x) and len(y):
+            rng = np.random.default_rng(0)
+            draws = [trim_mean(z[rng.integers(len(z), size=(2000, len(z)))], 0.25, axis=1)
+                     for z in (x, y)]
+            low, high = np.percentile(draws[0] - draws[1], [2.5, 97.5])
+            a, b = trim_mean(x, 0.25), trim_mean(y, 0.25)
+            lines.append(f"{column.replace('_', ' ')}: {a:.3f} ({len(x)} seeds) - {b:.3f} "
+                         f"({len(y)} seeds) = {a - b:+.3f} [{low:+.3f}, {high:+.3f}]")
     return lines
 
 
@@ -642,9 +655,9 @@ def _program():
     run.add_argument("--out", metavar="DIR", help="where --seed writes NAME_seedN.csv")
     renew = commands.add_parser("report", help="renew tables and figures of README.md")
     renew.add_argument("--gather", metavar="DIR", help="add what `run --seed --out DIR` wrote")
-    two = commands.add_parser("compare", help="differences of the rows that both have")
-    for which in ("name", "other"):
-        two.add_argument(which, choices=list(experiments()))
+    two = commands.add_parser("compare", help="the difference of two rows, with its interval")
+    for which in ("one", "other"):
+        two.add_argument(which, metavar="NAME:ROW")
     given = p.parse_args()
     if given.list:
         for name, one in experiments().items():
@@ -661,9 +674,9 @@ def _program():
             jobs = 1 if given.out else given.jobs or 2
             sys.exit(1 if run_experiment(given.name, jobs, given.seed, given.out) else 0)
         if given.command is None:
-            raise ValueError("say run NAME, report, compare NAME OTHER, or --list")
+            raise ValueError("say run NAME, report, compare NAME:ROW NAME:ROW, or --list")
         if given.command == "compare":
-            return print("\n".join(compare(given.name, given.other)))
+            return print("\n".join(compare(given.one, given.other)))
         if given.gather:
             print(f"{gather(given.gather)} new rows from {given.gather}")
     except (ValueError, OSError) as e:

@@ -41,10 +41,10 @@ ogbench, impls/agents/hiql.py) differ, what is done here, and why:
      are drawn, at `--temperature` 2: the likeliest may push against a wall for ever.
  D11 AWR weights min(exp(alpha A), 100): as C, O, with the exponent clipped lest float32 overflow.
  D12 Sizes: O trains 512x3 (C too, but actors 256x2) with batches of 1024 for 10^6 steps. Here
-     128x3 and 256, Adam 2e-3 (C, O: 3e-4) that falls linearly to 0 over the second half, target
-     rate 0.1 (0.005), inverse temperatures 10 (O: 3, C: 1). gamma and k follow the robot's clock,
-     four times O's on the default maze: 0.98 and 8 (O: 0.99 and 25). All this is `--preset fast`;
-     `paper` has O's numbers but for the sizes.
+     128x3 and 256; gamma and k follow the robot's clock, four times O's on the default maze: 0.98
+     and 8 (O: 0.99 and 25). `--preset fast`: Adam 2e-3 (C, O: 3e-4) that falls linearly to 0 over
+     the second half (of each phase, if there are two), target rate 0.1 (0.005), inverse
+     temperatures 10 (O: 3, C: 1); `--preset paper` has O's numbers for these.
  D13 `gciql` extracts its policy by AWR, from the online Q, at the expectile of hiql; IQL
      (Kostrikov et al. 2021) from the target Q; O's published GCIQL by DDPG+BC at expectile 0.9.
  D14 Initialisation of first layers, all inputs alike: see `init`. C, O: Glorot, biases 0, which
@@ -88,7 +88,7 @@ class Config:
                         "learning: the data's collector, straight at the goal, random", AGENTS)
     seed: int = option(0, "seed of everything random, the collected data included, but for "
                        "OGBench's mazes, whose data set is one for all seeds")
-    steps: int = option(5000, "updates")
+    steps: int = option(5000, "updates; in the sequential schedule those of the value")
     batch: int = option(256, "batch size (C, O: 1024)")
     hidden: tuple = option((128, 128, 128), "hidden layers of every network (O: 512,512,512)")
     lr: float = option(2e-3, "Adam's learning rate (C, O: 3e-4)")
@@ -168,6 +168,8 @@ def resolve(given):
         values.update(steps=1, schedule="joint")        # of nothing
     if given.pop("quick", False):
         values.update(QUICK)
+    if given.get("schedule") == "sequential" and "value" not in LOSSES[agent]:
+        raise ValueError(f"--schedule sequential needs a value to begin with, and {agent} has none")
     if given.get("schedule", values.get("schedule", "joint")) == "joint":
         values.pop("policy_steps", None)
     if "none" in (given.get("subgoal"), values.get("subgoal")):
@@ -252,7 +254,7 @@ def eyes(c, env):
 
     Bumps: beside the position exp(-|x - m|^2 / (2 side^2)) for the centre m of each cell, wall or
     free: places a corridor apart are told apart from the start, and nothing is told of walls.
-    Higher or narrower ones see walls sooner and blur the last steps to a goal.
+    With higher or narrower bumps the value sees walls sooner, and the last steps to a goal worse.
     """
     if c.features == "position":
         return position
@@ -714,6 +716,10 @@ def summarise(problem, last, updates, seconds):
 def evaluate_checkpoint(problem, tree):
     """The summary of a saved run: the same starts and goals as after that update."""
     at = int(tree["update"])
+    first, steps = phases(problem.config)[0]
+    if set(first) == {"value"} and at < steps:
+        raise ValueError(f"the run was stopped after {at} updates, before its policies began; "
+                         "there is nothing to evaluate yet")
     return summarise(problem, evaluate_all(problem, tree["params"], at), at, float(tree["seconds"]))
 
 
@@ -853,8 +859,8 @@ def first_actions(env, v, k):
     """Is the first action right, by a value v (n, n) of (state, goal) on a grid? Two (n, n) arrays.
 
     flat: the move to the best v(s', g). Hierarchy: the best v(w, g) among the states w exactly k
-    steps away, or the goal itself within k; then the move to the best v(s', w). Right: one step
-    nearer to g.
+    steps away, or the goal itself within k (and where nothing is k away); then the move to the
+    best v(s', w). Right: one step nearer to g.
     """
     distance, near = env.distance, env.neighbours
     n, s = len(distance), np.arange(len(distance))[:, None]

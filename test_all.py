@@ -684,9 +684,12 @@ def test_presets():
         c = hiql.resolve({"env": name, **less})         # nothing comes before the policies
         assert (c.schedule, c.policy_steps) == ("joint", 0)
     assert hiql.resolve({"env": name, "subgoal": "none"}).features == "position"
-    for wrong in ({"policy_steps": 3}, {"features": "bumps", "env": "grid-maze"},
-                  {"features": "bumps", "subgoal": "none"}):
-        with pytest.raises(ValueError, match="sequential|point mazes"):
+    for wrong, words in (({"policy_steps": 3}, "--policy-steps is for --schedule sequential"),
+                         ({"features": "bumps", "env": "grid-maze"}, "is for point mazes"),
+                         ({"features": "bumps", "subgoal": "none"}, "subgoals by phi"),
+                         ({"agent": "gcbc", "schedule": "sequential"}, "gcbc has none"),
+                         ({"agent": "random", "schedule": "sequential"}, "random has none")):
+        with pytest.raises(ValueError, match=words):
             hiql.resolve(wrong)
     c = hiql.resolve({"env": name, "target_rate": 0.2})
     assert (c.gamma, c.target_rate, c.p_future, c.p_random, c.k) == (0.995, 0.2, 0.7, 0.1, 25)
@@ -1100,6 +1103,9 @@ def test_sequential_schedule_trains_the_value_first(tmp_path):
     assert json.loads((twice / "summary.json").read_text())["updates"] == 50
     assert [row["update"] for row in experiment.read_rows(twice / "eval.csv")] == ["30", "40", "50"]
     trees = [nets.load_tree(f / "checkpoint.npz") for f in (out, twice)]
+    problem = hiql.prepare(hiql.resolve({"quick": True, "schedule": "sequential"}))
+    with pytest.raises(ValueError, match="after 20 updates, before its policies began"):
+        hiql.evaluate_checkpoint(problem, {**trees[0], "update": np.array(20)})
     assert [int(tree["optimiser"]["count"]) for tree in trees] == [20, 30]  # each phase has its own
     values = [flatten(tree["params"]["value"]) for tree in trees]
     assert all((values[0][k] == x).all() for k, x in values[1].items())
@@ -1287,8 +1293,14 @@ def test_an_experiment_spread_over_processes_is_gathered(tmp_path, monkeypatch):
     minutes, done, total = experiment.cost("a")
     seconds = [float(row["train_seconds"]) for row in rows]
     assert minutes == pytest.approx(sum(seconds) / 60) and (done, total) == (2, 2)
-    with pytest.raises(ValueError, match="b has not been run"):
-        experiment.compare("a", "b")
+    with pytest.raises(ValueError, match="b:x: no such row"):
+        experiment.compare("a:x", "b:x")
+    other = tmp_path / "other"
+    other.mkdir()
+    experiment.write_rows(other / "a_seed1.csv", [{**rows[0], "seed": 7}])
+    experiment.write_json(other / "a_seed1.json", {"x": {**config, "k": 2}})
+    with pytest.raises(ValueError, match="a run of 'x' with k 2 instead of 5; remove it"):
+        experiment.gather(other)
     with pytest.raises(ValueError, match="seed 5 is not one of a's: 0 1"):
         experiment.run_experiment("a", 1, 5, str(tmp_path / "o"))
     with pytest.raises(ValueError, match="holds no NAME_seedN.csv"):
@@ -1308,12 +1320,11 @@ def test_difference_of_two_experiments(tmp_path, monkeypatch):
         experiment.write_rows(tmp_path / "results" / f"{name}.csv", [
             {"row": "x", "seed": i, "success": x, "per_task": [x, x]}
             for i, x in enumerate(scores)])
-    (line,) = experiment.compare("a", "b")
-    assert line.startswith("x, success: 0.850 (4 seeds) - 0.600 (4 seeds) = +0.250 [+0.1")
+    (line,) = experiment.compare("a:x", "b:x")
+    assert line.startswith("success: 0.850 (4 seeds) - 0.600 (4 seeds) = +0.250 [+0.1")
     low, high = map(float, re.search(r"\[(.*), (.*)\]", line).groups())
     assert 0.1 <= low < 0.2 and 0.3 < high <= 0.45
-    assert experiment.compare("a", "a")[0].endswith("]") and "+0.000 [-" in \
-        experiment.compare("a", "a")[0]
+    assert "= +0.000 [-" in experiment.compare("a:x", "a:x")[0]
 
 
 def test_table_by_hand(tmp_path, monkeypatch):
