@@ -11,7 +11,7 @@ An experiment is a section of experiments.ini: named command lines and their see
     python experiment.py --list                  every experiment, its cost and its claim
     python experiment.py run NAME [--jobs 2]     the runs that results/NAME.csv lacks
     python experiment.py run NAME --seed N --out DIR     one seed, for a cluster; and then
-    python experiment.py report [--gather DIR]   tables and figures of README.md from results/
+    python experiment.py report [--gather DIR]   tables and learning curves of README.md
     python experiment.py compare NAME:ROW NAME:ROW       their difference, with its interval
 """
 
@@ -653,7 +653,7 @@ def _program():
     run.add_argument("--jobs", type=int, help="processes at once (default 2)")
     run.add_argument("--seed", type=int, help="this seed alone, in one process; wants --out")
     run.add_argument("--out", metavar="DIR", help="where --seed writes NAME_seedN.csv")
-    renew = commands.add_parser("report", help="renew tables and figures of README.md")
+    renew = commands.add_parser("report", help="renew tables and learning curves of README.md")
     renew.add_argument("--gather", metavar="DIR", help="add what `run --seed --out DIR` wrote")
     two = commands.add_parser("compare", help="the difference of two rows, with its interval")
     for which in ("one", "other"):
