@@ -1030,7 +1030,7 @@ def test_resume_equals_never_having_stopped(tmp_path, monkeypatch):
 
 def test_hidden_actions_are_seen_by_nobody():
     """A quarter of the trajectories keep their actions; value and manager use the others too."""
-    for agent in ("hiql", "flat", "hgcbc", "gciql", "gcbc"):
+    for agent in ("hiql", "gciql", "gcbc"):
         c = hiql.resolve({"quick": True, "agent": agent, "action_free": 0.75, "batch": 4000,
                           "p_current": 0.0, "p_future": 0.0, "p_random": 1.0})
         problem = hiql.prepare(c)
@@ -1091,28 +1091,23 @@ def test_networks_see_bumps_in_training_and_in_acting():
 
 
 def test_sequential_schedule_trains_the_value_first(tmp_path):
-    """As many updates in each phase; the value is final when the policies begin."""
+    """As many updates of the policies as asked for, with their own Adam, evaluated alone."""
     out = tmp_path / "run"
-    assert hiql_main(*TINY, "--schedule", "sequential", "--out", out) == 0
-    assert json.loads((out / "summary.json").read_text())["updates"] == 40
+    assert hiql_main(*TINY, "--schedule", "sequential", "--policy-steps", 30, "--out", out) == 0
+    assert json.loads((out / "summary.json").read_text())["updates"] == 50
+    assert [row["update"] for row in experiment.read_rows(out / "eval.csv")] == ["30", "40", "50"]
     rows = experiment.read_rows(out / "train.csv")
     assert [bool(row["value_loss"]) for row in rows] == [True, False]
     assert [bool(row["low_loss"]) for row in rows] == [False, True]
-    twice = tmp_path / "twice"                          # and as many as are asked for
-    assert hiql_main(*TINY, "--schedule", "sequential", "--policy-steps", 30, "--out", twice) == 0
-    assert json.loads((twice / "summary.json").read_text())["updates"] == 50
-    assert [row["update"] for row in experiment.read_rows(twice / "eval.csv")] == ["30", "40", "50"]
-    trees = [nets.load_tree(f / "checkpoint.npz") for f in (out, twice)]
-    problem = hiql.prepare(hiql.resolve({"quick": True, "schedule": "sequential"}))
-    with pytest.raises(ValueError, match="after 20 updates, before its policies began"):
-        hiql.evaluate_checkpoint(problem, {**trees[0], "update": np.array(20)})
-    assert [int(tree["optimiser"]["count"]) for tree in trees] == [20, 30]  # each phase has its own
-    values = [flatten(tree["params"]["value"]) for tree in trees]
-    assert all((values[0][k] == x).all() for k, x in values[1].items())
+    tree = nets.load_tree(out / "checkpoint.npz")
+    assert tree["optimiser"]["count"] == 30
     c = hiql.resolve({"quick": True, "schedule": "sequential"})
+    with pytest.raises(ValueError, match="after 20 updates, before its policies began"):
+        hiql.evaluate_checkpoint(hiql.prepare(c), {**tree, "update": np.array(20)})
     assert [sorted(losses) for losses, _ in hiql.phases(c)] == [["value"], ["flat", "high", "low"]]
-    assert sorted(hiql.phases(dataclasses.replace(c, schedule="joint"))[0][0]) == [
-        "flat", "high", "low", "value"]
+    assert [steps for _, steps in hiql.phases(c)] == [300, 300]
+    joint = hiql.phases(dataclasses.replace(c, schedule="joint"))
+    assert [(sorted(losses), n) for losses, n in joint] == [(["flat", "high", "low", "value"], 300)]
 
 
 def test_nan_stops_the_run_and_names_the_loss(tmp_path, capsys):
@@ -1826,7 +1821,8 @@ def test_a_hiro_run_leaves_its_files_and_evaluates_again(tmp_path, capsys):
     assert "already holds a run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("env", list(envs.GOAL_TASKS))
+@pytest.mark.parametrize("env", ["point-umaze", pytest.param(
+    "grid-fourrooms", marks=pytest.mark.slow)])
 def test_hiro_resumes_as_if_never_stopped(env, tmp_path, monkeypatch):
     """Ctrl-C in the middle of an episode, then --resume: the same bits, replay included."""
     monkeypatch.setattr(hiro, "draw", lambda *_: None)
