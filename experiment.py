@@ -136,8 +136,8 @@ def main(config_class, description, resolve, prepare, train, evaluate, counter="
     """
     p = parser(config_class, description)
     if theory:
-        p.add_argument("--theory", action="store_true", help="error probabilities of the paper's "
-                       "chain, formula beside simulation, and a picture of them (theory.png)")
+        p.add_argument("--theory", action="store_true", help="the paper's propositions in "
+                       "numbers, and a picture of them (theory.png)")
     given = vars(p.parse_args())
     if given.pop("theory", False):
         if given:
@@ -539,10 +539,14 @@ def cost(name):
 
 def interval(x, samples=2000):
     """Interquartile mean of x and its 95 % percentile-bootstrap interval."""
-    x = np.asarray(x, float)
-    draws = np.random.default_rng(0).integers(len(x), size=(samples, len(x)))
-    low, high = np.percentile(trim_mean(x[draws], 0.25, axis=1), [2.5, 97.5])
+    low, high = np.percentile(_bootstrap(x, samples, np.random.default_rng(0)), [2.5, 97.5])
     return trim_mean(x, 0.25), low, high
+
+
+def _bootstrap(x, samples, rng):
+    """Interquartile means (samples,) of x drawn anew with replacement."""
+    x = np.asarray(x, float)
+    return trim_mean(x[rng.integers(len(x), size=(samples, len(x)))], 0.25, axis=1)
 
 
 def compare(one, other):
@@ -562,9 +566,8 @@ def compare(one, other):
                           and " " not in r[column]]) for side in sides)
         if len(x) and len(y):
             rng = np.random.default_rng(0)
-            draws = [trim_mean(z[rng.integers(len(z), size=(2000, len(z)))], 0.25, axis=1)
-                     for z in (x, y)]
-            low, high = np.percentile(draws[0] - draws[1], [2.5, 97.5])
+            draws = _bootstrap(x, 2000, rng) - _bootstrap(y, 2000, rng)
+            low, high = np.percentile(draws, [2.5, 97.5])
             a, b = trim_mean(x, 0.25), trim_mean(y, 0.25)
             lines.append(f"{column.replace('_', ' ')}: {a:.3f} ({len(x)} seeds) - {b:.3f} "
                          f"({len(y)} seeds) = {a - b:+.3f} [{low:+.3f}, {high:+.3f}]")

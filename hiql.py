@@ -811,6 +811,9 @@ def draw_signal(problem, params, run, n=4000):
     i = i[env.is_free(obs[i]) & env.is_free(obs[i + 1]) & env.is_free(obs[i + c.k])]
     i, g = rng.choice(i, n), obs[rng.choice(i, n)]
     s, s1, w = obs[i], obs[i + 1], obs[i + c.k]
+    cell = env.number(s)                        # teleporters lead where no path goes
+    joined = np.all([env.distance[cell, env.number(x)] >= 0 for x in (s1, w, g)], 0)
+    s, s1, w, g = (x[joined] for x in (s, s1, w, g))
     far = env.path_length(s, g)
     figure, ax = envs.plt.subplots(figsize=(6, 3.6))
     bins = np.quantile(far, np.linspace(0, 1, 11))
@@ -818,7 +821,7 @@ def draw_signal(problem, params, run, n=4000):
                                f"manager: {c.k} steps, to the goal": (s, w, g),
                                "worker: one step, to the subgoal": (s, s1, w)}.items():
         nearer = env.path_length(x, goal) - env.path_length(y, goal)
-        after, before = (mean_value(params, x, goal, c, problem.see) for x in (y, x))
+        before, after = (mean_value(params, at, goal, c, problem.see) for at in (x, y))
         adv = after - before
         right, told = nearer * adv > 0, np.abs(nearer) > 1e-6
         share = [right[told & (far >= a) & (far <= b)].mean() for a, b in zip(bins, bins[1:])]

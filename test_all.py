@@ -1288,6 +1288,11 @@ def test_an_experiment_spread_over_processes_is_gathered(tmp_path, monkeypatch):
     minutes, done, total = experiment.cost("a")
     seconds = [float(row["train_seconds"]) for row in rows]
     assert minutes == pytest.approx(sum(seconds) / 60) and (done, total) == (2, 2)
+    (tmp_path / "o" / "a_seed0.csv").unlink()           # ended, but not recorded: not run again
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", None)
+        assert experiment.run_experiment("a", 1, 0, str(tmp_path / "o")) == []
+    assert experiment.read_rows(tmp_path / "o" / "a_seed0.csv")[0] == rows[0]
     with pytest.raises(ValueError, match="b:x: no such row"):
         experiment.compare("a:x", "b:x")
     other = tmp_path / "other"
@@ -1812,6 +1817,10 @@ def test_a_hiro_run_leaves_its_files_and_evaluates_again(tmp_path, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["seed"] == 4 and summary["env_steps"] == 1500
     assert len(summary["success_curve"]) == 3
+    rows = [row for row in experiment.read_rows(out / "train.csv") if row["changed"]]
+    for key in ("changed", "moved", "gain"):            # fewer than the last 20: all of them
+        assert summary[key] == pytest.approx(np.mean([float(row[key]) for row in rows]), rel=1e-4)
+    assert summary["missed"] > 0
     capsys.readouterr()
     assert hiql_main("--eval", out, program=hiro) == 0
     printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
