@@ -132,7 +132,7 @@ def main(config_class, description, resolve, prepare, train, evaluate, counter="
     train(problem, run) -> None   train and write to run, a `Run`
     evaluate(problem, tree) -> dict    summary of a checkpoint's tree
     counter                       what a run counts: "update" or "step"
-    theory() -> None              for --theory, if there is one: needs no run
+    theory                        for --theory: (numbers(seed) -> dict, draw(path)); needs no run
     """
     p = parser(config_class, description)
     if theory:
@@ -140,9 +140,7 @@ def main(config_class, description, resolve, prepare, train, evaluate, counter="
                        "numbers, and a picture of them (theory.png)")
     given = vars(p.parse_args())
     if given.pop("theory", False):
-        if given:
-            refuse(f"--theory takes no other flag, such as --{next(iter(given))}")
-        return theory()
+        return _theory(*theory, **given)
     folder, seeds = given.pop("out", None), given.pop("seeds", None)
     jobs, resume, old = given.pop("jobs", 1), given.pop("resume", None), given.pop("eval", None)
     try:
@@ -181,6 +179,23 @@ def main(config_class, description, resolve, prepare, train, evaluate, counter="
     except Interrupted:
         print(f"\ninterrupted; go on with: python {p.prog} --resume {run.folder}")
         sys.exit(130)
+
+
+def _theory(numbers, draw, seed=0, out=None, **others):
+    if others:
+        refuse(f"--theory takes --seed and --out alone, not --{next(iter(others))}")
+    if seed < 0 or (out and os.path.exists(os.path.join(out, "summary.json"))):
+        refuse(f"{out} already holds results; choose another --out" if seed >= 0 else
+               f"--seed must be at least 0, not {seed}")
+    start = time.perf_counter()
+    summary = {"seed": seed, **numbers(seed)}
+    if out:
+        os.makedirs(out, exist_ok=True)
+        write_json(os.path.join(out, "config.json"), {"config": {"theory": True, "seed": seed}})
+        summary["train_seconds"] = round(time.perf_counter() - start, 1)
+        write_json(os.path.join(out, "summary.json"), summary)
+    draw(os.path.join(out or "", "theory.png"))
+    print(f"drawn: {os.path.join(out or '', 'theory.png')}")
 
 
 def free_folder(config):
@@ -430,8 +445,8 @@ def experiments():
     """Sections of experiments.ini: title, seeds, columns, and one command line for each row.
 
     seeds of a single row: NAME seeds = A-B. each: the columns shown for every seed (default: the
-    first). NAME published = TEXT: what others report for that row. picture = yes: success over
-    training, drawn by `report`.
+    first). NAME published = TEXT: what others report for that row. picture = COLUMNS: lists of
+    numbers (over training, or over the distance) that `report` draws.
     """
     ini = configparser.ConfigParser(interpolation=None)
     ini.optionxform = str
@@ -439,7 +454,7 @@ def experiments():
     known = ("title", "seeds", "columns", "each", "picture")
     return {name: {"title": section["title"], "columns": section["columns"].split(),
                    "each": section.get("each", section["columns"].split()[0]).split(),
-                   "picture": section.getboolean("picture", False),
+                   "picture": section.get("picture", "").split(),
                    "rows": {k: v for k, v in section.items()
                             if k not in known and not k.endswith((" seeds", " published"))},
                    "published": {k.removesuffix(" published"): v for k, v in section.items()
@@ -480,7 +495,8 @@ def run_experiment(name, jobs, seed=None, out=None):
         rows.append({"row": row, **summary})
         write_rows(path, rows)
         write_json(f"{path[:-4]}.json", configs)
-        print(f"{label}: success {summary['success']:.3f}", flush=True)
+        print(label, f"success {summary['success']:.3f}" if "success" in summary else "done",
+              flush=True)
 
     return run_processes(runs, jobs, done)
 
@@ -525,28 +541,43 @@ def gather(folder):
 
 
 def cost(name):
-    """Core-minutes of an experiment by the runs in results/, and how many of its runs these are.
+    """(core-minutes of an experiment by the runs in results/, their number, the number of all).
 
-    A row's missing seeds are taken to cost what its others did; rows not run yet count as 0.
+    Missing seeds are taken to cost what their row's others did, missing rows what all rows did;
+    0 without any run.
     """
     experiment, path = experiments()[name], os.path.join(HERE, "results", f"{name}.csv")
     rows, minutes = read_rows(path) if os.path.exists(path) else [], 0.0
+    all_rows = [float(r["train_seconds"]) for r in rows]
     for row in experiment["rows"]:
-        seconds = [float(r["train_seconds"]) for r in rows if r["row"] == row]
-        minutes += np.mean(seconds or [0]) * len(experiment["seeds"][row]) / 60
+        seconds = [x for x, r in zip(all_rows, rows) if r["row"] == row]
+        minutes += np.mean(seconds or all_rows or [0]) * len(experiment["seeds"][row]) / 60
     return minutes, len(rows), sum(len(experiment["seeds"][row]) for row in experiment["rows"])
 
 
+def scores(rows, column):
+    """A column of results as (seeds, tasks): NAME by its NAME_per_task, if there is one."""
+    rows = [r for r in rows if r.get(column)]
+    each = f"{column}_per_task"
+    texts = [r[each] if r.get(each) else r[column] for r in rows]
+    return np.array([text.split() for text in texts], float)
+
+
 def interval(x, samples=2000):
-    """Interquartile mean of x and its 95 % percentile-bootstrap interval."""
+    """Interquartile mean of x over seeds and its 95 % percentile-bootstrap interval.
+
+    x: (seeds,), or (seeds, tasks), whose mean over tasks is meant.
+    """
+    x = np.reshape(x, (len(x), -1))
     low, high = np.percentile(_bootstrap(x, samples, np.random.default_rng(0)), [2.5, 97.5])
-    return trim_mean(x, 0.25), low, high
+    return trim_mean(x.mean(1), 0.25), low, high
 
 
 def _bootstrap(x, samples, rng):
-    """Interquartile means (samples,) of x drawn anew with replacement."""
-    x = np.asarray(x, float)
-    return trim_mean(x[rng.integers(len(x), size=(samples, len(x)))], 0.25, axis=1)
+    """Interquartile means (samples,) of x (seeds, tasks), for each task drawn anew from the seeds
+    (stratified: no task is left to chance)."""
+    seeds = rng.integers(len(x), size=(samples, *x.shape))
+    return trim_mean(x[seeds, np.arange(x.shape[1])].mean(-1), 0.25, axis=1)
 
 
 def compare(one, other):
@@ -562,13 +593,14 @@ def compare(one, other):
             raise ValueError(f"{which}: no such row in results/; rows are named NAME:ROW, such as "
                              "hiro:hiro")
     for column in experiments()[one.partition(":")[0]]["columns"]:
-        x, y = (np.array([float(r[column]) for r in side if r.get(column)
-                          and " " not in r[column]]) for side in sides)
+        if any(" " in r.get(column, "") for side in sides for r in side):
+            continue                                    # a number for each task
+        x, y = (scores(side, column) for side in sides)
         if len(x) and len(y):
             rng = np.random.default_rng(0)
             draws = _bootstrap(x, 2000, rng) - _bootstrap(y, 2000, rng)
             low, high = np.percentile(draws, [2.5, 97.5])
-            a, b = trim_mean(x, 0.25), trim_mean(y, 0.25)
+            a, b = (trim_mean(side.mean(1), 0.25) for side in (x, y))
             lines.append(f"{column.replace('_', ' ')}: {a:.3f} ({len(x)} seeds) - {b:.3f} "
                          f"({len(y)} seeds) = {a - b:+.3f} [{low:+.3f}, {high:+.3f}]")
     return lines
@@ -599,9 +631,9 @@ def table(name):
                 tasks = np.array([r[c].split() for r in mine], float).mean(0)
                 cells.append(" ".join(f"{x:.2f}" for x in tasks))
                 continue
-            values = [float(r[c]) for r in mine if r.get(c)]
+            values = scores(mine, c)
             cells.append("{} [{}, {}]".format(*(f"{x:.3g}" if x < 1000 else f"{x:.0f}"
-                                                for x in interval(values))) if values else "")
+                                                for x in interval(values))) if len(values) else "")
             if 0 < len(values) < len(mine):
                 cells[-1] += f" ({len(values)} of {len(mine)} seeds)"
         cells += [" ".join(_short(r[c]) for r in mine) for c in shown]
@@ -619,32 +651,47 @@ def _short(text):
 
 
 def draw_curves(name):
-    """pictures/<name>.png: success over training, a thin line for each seed under the mean."""
-    rows = read_rows(os.path.join(HERE, "results", f"{name}.csv"))
-    names = [row for row in experiments()[name]["rows"] if any(r["row"] == row for r in rows)]
-    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.8), sharey=True,
-                                layout="constrained", squeeze=False)
-    for ax, row in zip(axes[0], names):
-        curves = [(int(r["env_steps"]), np.array(r["success_curve"].split(), float))
-                  for r in rows if r["row"] == row]
-        for steps, y in curves:
-            ax.plot(steps * np.arange(1, len(y) + 1) / len(y), y, "C0", lw=0.6, alpha=0.5)
-        steps, first = curves[0]
-        ax.plot(steps * np.arange(1, len(first) + 1) / len(first),
-                np.mean([y for _, y in curves], axis=0), "C1", lw=2)
-        ax.set(title=f"{row} ({len(curves)} seeds)", xlabel="steps", ylim=(-0.03, 1.03))
+    """pictures/<name>.png: a panel for each row and each column of `picture` that it has, a thin
+    line for each seed under the mean; over the steps of training, or over the distance."""
+    one, rows = experiments()[name], read_rows(os.path.join(HERE, "results", f"{name}.csv"))
+    panels = [(row, column, [r for r in rows if r["row"] == row and r.get(column)])
+              for row in one["rows"] for column in one["picture"]]
+    panels = [panel for panel in panels if panel[2]]
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.8), squeeze=False,
+                                sharey=len(one["picture"]) == 1, layout="constrained")
+    for ax, (row, column, seeds) in zip(axes[0], panels):
+        curves = np.array([r[column].split() for r in seeds], float)
+        x, label = np.arange(1, curves.shape[1] + 1), "distance to the goal"
+        if column.endswith("_curve"):
+            x, label = x * int(seeds[0]["env_steps"]) / len(x), "steps"
+        ax.plot(x, curves.T, "C0", lw=0.6, alpha=0.5)
+        ax.plot(x, curves.mean(0), "C1", lw=2)
+        ax.set(title=f"{row} ({len(curves)} seeds)", xlabel=label,
+               ylabel=column.removesuffix("_curve").replace("_", " "))
+        ax.set_ylim(-0.03, 1.03 if curves.max() <= 1 else None)
         ax.title.set_fontsize(9)
-    axes[0, 0].set_ylabel("success")
     save_figure(figure, os.path.join(HERE, "pictures", f"{name}.png"))
 
 
 def report(text):
-    """README's text with each table between `<!-- table NAME -->` and `<!-- end -->` renewed."""
-    parts = text.split("<!-- table ")
-    for i, part in enumerate(parts[1:], 1):
-        name, rest = part.split(" -->", 1)
-        parts[i] = f"{name} -->\n{table(name)}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
-    return "<!-- table ".join(parts)
+    """README's text with what stands between `<!-- table NAME -->`, or `<!-- compare NAME:ROW
+    - NAME:ROW -->`, and `<!-- end -->` renewed."""
+    def renewed(match):
+        kind, what = match.groups()
+        new = table(what) if kind == "table" else "\n".join(
+            f"    {line}" for line in _compared(*what.split(" - ")))
+        return f"<!-- {kind} {what} -->\n{new}\n<!-- end -->"
+
+    return re.sub(r"<!-- (table|compare) (.+?) -->\n.*?<!-- end -->", renewed, text, flags=re.S)
+
+
+def _compared(one, other):
+    """The lines of `compare`, or one that says what is still to be run."""
+    try:
+        return [f"python experiment.py compare {shlex.quote(one)} {shlex.quote(other)}",
+                *compare(one, other)]
+    except ValueError as e:
+        return [str(e)]
 
 
 def _program():
@@ -663,11 +710,13 @@ def _program():
         two.add_argument(which, metavar="NAME:ROW")
     given = p.parse_args()
     if given.list:
+        hours = 0.0
         for name, one in experiments().items():
             minutes, done, total = cost(name)
+            hours += 0 if name.startswith("ogbench") else minutes / 60
             print(f"{name}: {minutes:.0f} core-minutes, {done} of {total} runs in results/\n"
                   f"    {one['title']}")
-        return
+        return print(f"All but OGBench's: {hours:.1f} core-hours")
     try:
         if given.command == "run":
             if (given.seed is None) != (given.out is None) or (given.out and given.jobs):

@@ -50,9 +50,10 @@ ogbench, impls/agents/hiql.py) differ, what is done here, and why:
  D14 Initialisation of first layers, all inputs alike: see `init`. C, O: Glorot, biases 0, which
      is `--kinks zero`.
  D15 The fast preset on OGBench's own mazes: networks see a bump for each cell beside the position
-     (`eyes`; C, O: the position); discount 0.995, on giant and stitch 0.997 (O: 0.99, giant
-     0.995); value goals 70 % from the trajectory's future and 10 % random (O: 50 and 30 %);
-     target rate 0.3, Adam 1e-3, and the value before the policies [D9].
+     (`eyes`), and but for stitch data, of a state and its goal also the way from one to the other
+     (`pair`; C, O: the positions); discount 0.997, giant 0.998 (O: 0.99, giant 0.995); value goals
+     70 % from the trajectory's future and 10 % random (O: 50 and 30 %); target rate 0.3, Adam
+     1e-3, and the value before the policies [D9].
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -107,7 +108,8 @@ class Config:
                            ("joint", "sequential"))
     policy_steps: int = option(0, "updates of the policies in the sequential schedule; 0: as many "
                                "as of the value")
-    features: str = option("position", "what networks see of a state [D15]", ("position", "bumps"))
+    features: str = option("position", "what networks see beside the position [D15]",
+                           ("position", "bumps", "way", "bumps+way"))
     temperature: float = option(0.0, "of discrete actions drawn when acting; 0: the likeliest")
     requery: int = option(1, "the manager is asked every so many steps [D10]")
     action_free: float = option(0.0, "fraction of trajectories whose actions are hidden: value and "
@@ -136,10 +138,11 @@ DEFAULTS = {                            # what an environment changes, by how it
     "pointmaze-*-stitch": dict(high_random=0.5),        # short trajectories
 }
 FAST = {                                # and what the preset changes there [D12][D15]
-    "pointmaze": dict(features="bumps", gamma=0.995, p_future=0.7, p_random=0.1, target_rate=0.3,
-                      lr=1e-3, schedule="sequential", steps=30_000, policy_steps=15_000),
-    "pointmaze-giant": dict(gamma=0.997),
-    "pointmaze-*-stitch": dict(gamma=0.997),
+    "pointmaze": dict(features="bumps+way", gamma=0.997, p_future=0.7, p_random=0.1,
+                      target_rate=0.3, lr=1e-3, schedule="sequential", steps=30_000,
+                      policy_steps=15_000),
+    "pointmaze-giant": dict(gamma=0.998),
+    "pointmaze-*-stitch": dict(features="bumps"),
 }
 PAPER = dict(lr=3e-4, decay=False, target_rate=0.005, high_alpha=3.0, low_alpha=3.0, kinks="zero")
 QUICK = dict(steps=300, policy_steps=0, batch=128, hidden=(64, 64), eval_every=150, episodes=4)
@@ -252,20 +255,21 @@ def position(x):
 def eyes(c, env):
     """see(x (..., 2)) -> (..., S): a state as the networks see it, `position` or bumps [D15].
 
-    Bumps: beside the position exp(-|x - m|^2 / (2 side^2)) for the centre m of each cell, wall or
-    free: places a corridor apart are told apart from the start, and nothing is told of walls.
-    With higher or narrower bumps the value sees walls sooner, and the last steps to a goal worse.
+    Bumps: beside the position 3 exp(-|x - m|^2 / (2 b^2)), b = 3/4 side, for the centre m of each
+    cell, wall or free: places a corridor apart are told apart from the start, and nothing is told
+    of walls. Without the way (`pair`) they blur the last steps to a goal; with it, values of stitch
+    data, whose trajectories are short, leak through walls.
     """
-    if c.features == "position":
+    if "bumps" not in c.features:
         return position
     h, w = env.walls.shape
     up = env.centre(np.argwhere(np.ones((h, 1))))[:, 1].astype(np.float32)
     across = env.centre(np.argwhere(np.ones((1, w))))[:, 0].astype(np.float32)
 
     def see(x):
-        bump_x, bump_y = (np.exp(-0.5 * ((x[..., axis, None] - m) / env.side) ** 2)
+        bump_x, bump_y = (np.exp(-0.5 * ((x[..., axis, None] - m) / (0.75 * env.side)) ** 2)
                           for axis, m in enumerate((across, up)))
-        bumps = bump_y[..., :, None] * bump_x[..., None, :]
+        bumps = 3 * bump_y[..., :, None] * bump_x[..., None, :]
         return np.concatenate([x, bumps.reshape(*x.shape[:-1], -1)], -1)
 
     return see
@@ -324,11 +328,22 @@ def concat(*arrays):
     return np.concatenate(arrays, axis=-1)
 
 
+def pair(s, g, c):
+    """What a network sees of a state and its goal: [s; g], or beside it the way d [D15].
+
+    d = 6 x / sqrt(|x|^2 + 4), x = g - s: near the goal three times x, far from it its direction.
+    """
+    if "way" not in c.features:
+        return concat(s, g)
+    x = g[..., :2] - s[..., :2]
+    return concat(s, g, 6 * x / np.sqrt((x * x).sum(-1, keepdims=True) + 4))
+
+
 def phi(params, s, g, c):
     """Representation z (B, R) of g as seen from s, of length sqrt(R) [D8]; back(dz) -> grads."""
     if c.subgoal == "none":
         return g, lambda dz: {}
-    h, back_mlp = mlp(params["phi"], concat(s, g) if c.subgoal == "phi_sg" else g)
+    h, back_mlp = mlp(params["phi"], pair(s, g, c) if c.subgoal == "phi_sg" else g)
     z, back_length = length_normalize({}, h)
     return z, lambda dz: {"phi": back_mlp(back_length(dz)[0])[1]}
 
@@ -337,7 +352,7 @@ def phi_constant(params, s, g, c):
     """phi as a constant, without the work for a derivative."""
     if c.subgoal == "none":
         return g
-    h = forward(params["phi"], concat(s, g) if c.subgoal == "phi_sg" else g)
+    h = forward(params["phi"], pair(s, g, c) if c.subgoal == "phi_sg" else g)
     return stop(length_normalize({}, h)[0])
 
 
@@ -417,7 +432,7 @@ def high_loss(params, batch, c):
     s, g, w = batch["s"], batch["g_high"], batch["w_high"]
     adv, _ = advantage(params, s, w, g, c) if c.high_alpha else (np.zeros(len(s), s.dtype), None)
     target = phi_constant(params, s, w, c) if c.subgoal != "none" else w - s      # [D8]
-    loss, grads, info = awr("high", params["high"], concat(s, g), target,
+    loss, grads, info = awr("high", params["high"], pair(s, g, c), target,
                             awr_weight(c.high_alpha, adv))
     return loss, grads, {**info, "adv": adv, "target": target}
 
@@ -443,7 +458,7 @@ def flat_loss(params, batch, c):
     """
     s, s1, a, g = (batch[name] for name in ("s_low", "s1_low", "a", "g_low"))
     adv = advantage(params, s, s1, g, c)[0] if c.flat_alpha else np.zeros(len(s), s.dtype)
-    return awr("flat", params["flat"], concat(s, g), a, awr_weight(c.flat_alpha, adv))
+    return awr("flat", params["flat"], pair(s, g, c), a, awr_weight(c.flat_alpha, adv))
 
 
 def gciql_loss(params, batch, c):
@@ -454,11 +469,12 @@ def gciql_loss(params, batch, c):
     """
     s, s1, g, r, m = (batch[name] for name in ("s", "s1", "g", "r", "m"))
     a = vector(batch["a"])
-    v, back_v = value(params["v"], s, g)
-    q, back_q = value(params["q"], s, g, a)
-    adv = value_constant(params["target"], s, g, a).min(0) - v
+    sg = pair(s, g, c)
+    v, back_v = value(params["v"], sg)
+    q, back_q = value(params["q"], sg, a)
+    adv = value_constant(params["target"], sg, a).min(0) - v
     weight = np.where(adv.real >= 0, c.expectile, 1 - c.expectile).astype(s.dtype)
-    error = stop(r + c.gamma * m * value_constant(params["v"], s1, g)) - q
+    error = stop(r + c.gamma * m * value_constant(params["v"], pair(s1, g, c))) - q
     loss = (weight * adv * adv).mean() + (error * error).mean(-1).sum()
     grads = {"v": back_v(-2 / len(s) * weight * adv)[1], "q": back_q(-2 / len(s) * error)[1]}
     return loss, grads, {"v": v, "adv": adv}
@@ -467,8 +483,9 @@ def gciql_loss(params, batch, c):
 def gciql_policy_loss(params, batch, c):
     """AWR with A = min_j Q_j(s, a, g) - V(s, g) [D13]."""
     s, g, a = batch["s"], batch["g_high"], vector(batch["a"])
-    adv = value_constant(params["q"], s, g, a).min(0) - value_constant(params["v"], s, g)
-    return awr("flat", params["flat"], concat(s, g), batch["a"], awr_weight(c.flat_alpha, adv))
+    sg = pair(s, g, c)
+    adv = value_constant(params["q"], sg, a).min(0) - value_constant(params["v"], sg)
+    return awr("flat", params["flat"], sg, batch["a"], awr_weight(c.flat_alpha, adv))
 
 
 def vector(a):
@@ -498,7 +515,8 @@ def init(c, env, data, rngs):
     see = eyes(c, env)
     size = see(data.observations[:1]).shape[-1]
     R = size if c.subgoal == "none" else c.rep_dim
-    sizes = {"s": size, "g": size, "z": R, "a": env.action_dim}
+    sizes = {"s": size, "g": size, "d": 2, "z": R, "a": env.action_dim}
+    sg = "sgd" if "way" in c.features else "sg"                 # what `pair` shows
     states = "sgz" if c.subgoal == "none" else "sg"
 
     def net(rng, inputs, n_out, **kind):
@@ -520,18 +538,18 @@ def init(c, env, data, rngs):
     rng, params = rngs["init"], {}
     if c.agent in ("hiql", "flat"):
         if c.subgoal != "none":
-            params["phi"] = net(rng, "sg" if c.subgoal == "phi_sg" else "g", R, norm=True)
+            params["phi"] = net(rng, sg if c.subgoal == "phi_sg" else "g", R, norm=True)
         params["value"] = net(rng, "sz", 1, norm=True, ensemble=2)
     if c.agent == "gciql":
-        params["v"] = net(rng, "sg", 1, norm=True)
-        params["q"] = net(rng, "sga", 1, norm=True, ensemble=2)
+        params["v"] = net(rng, sg, 1, norm=True)
+        params["q"] = net(rng, sg + "a", 1, norm=True, ensemble=2)
     for online in {"value", "q"} & set(params):
         params["target"] = tree_map(np.copy, params[online])
     if c.agent in ("hiql", "hgcbc"):
-        params["high"] = policy(rng, "sg", R, True)
+        params["high"] = policy(rng, sg, R, True)
         params["low"] = policy(rng, "sz", env.action_dim, not env.discrete)
     if c.agent in ("flat", "gciql", "gcbc") or c.contrast:
-        params["flat"] = policy(rngs["flat"], "sg", env.action_dim, not env.discrete)
+        params["flat"] = policy(rngs["flat"], sg, env.action_dim, not env.discrete)
     return params
 
 
@@ -556,7 +574,7 @@ def update(params, optimiser, batch, c, losses, lr, **betas):
 
 def subgoal(params, s, g, c):
     """What the manager asks for: its mean, scaled to length sqrt(R) [D10]; without phi s + mean."""
-    z = forward(params["high"], concat(s, g))
+    z = forward(params["high"], pair(s, g, c))
     return s + z if c.subgoal == "none" else length_normalize({}, z)[0]
 
 
@@ -569,7 +587,7 @@ def actor(params, c, flat=False, rng=None, see=position):
         s, g = see(s.astype(dtype)), see(g.astype(dtype))
         if not flat and t % c.requery == 0:
             memory["z"] = subgoal(params, s, g, c)
-        out = forward(net, concat(s, g if flat else memory["z"]))
+        out = forward(net, pair(s, g, c) if flat else concat(s, memory["z"]))
         if c.env.startswith("grid"):                    # Gumbel noise draws by softmax(out / T)
             return (out + c.temperature * rng.gumbel(size=out.shape)).argmax(-1)
         return np.clip(out, -1, 1)
@@ -626,7 +644,8 @@ def is_flat(c):
 
 def evaluate_all(problem, params, at):
     """`evaluate` of the agent and, if there is one, of the flat policy trained beside it; on grids
-    also the shares of wrong `first_actions` by the learned value, for far goals."""
+    also the shares of wrong `first_actions` by the learned value: for far goals, and at each
+    distance 1, 2, ..."""
     summary, _ = evaluate(problem, params, at, is_flat(problem.config))
     if problem.config.contrast:
         flat, _ = evaluate(problem, params, at, True)
@@ -638,6 +657,9 @@ def evaluate_all(problem, params, at):
         far = env.distance >= env.far
         for name, right in zip(("flat", "hierarchy"), first_actions(env, v.reshape(n, n), c.k)):
             summary[f"wrong_first_{name}"] = float(1 - right[far].mean())
+            summary[f"wrong_{name}_by_distance"] = [
+                round(float(1 - right[env.distance == d].mean()), 4)
+                for d in range(1, env.distance.max() + 1)]
     return summary
 
 
@@ -953,37 +975,41 @@ def draw_theory(path, n=20_000):
     envs.save_figure(figure, path)
 
 
-def theory():
-    """`python hiql.py --theory`."""
+def theory(seed):
+    """`python hiql.py --theory`: prints the numbers and returns those of the table of claims."""
     print("Prop. 4.1 on the chain, error probabilities; simulated with 1,000,000 draws:")
-    rng = np.random.default_rng(0)
+    rng, numbers = np.random.default_rng(seed), {}
     for T, k, sigma in ((10, 3, 0.3), (25, 5, 0.2), (50, 7, 0.2), (100, 10, 0.2)):
         seen = chain_simulation(T, k, sigma, 1_000_000, rng)
         print(f"T {T:3} k {k:2} sigma {sigma}: flat {chain_error(T, sigma):.3f} "
               f"(simulated {seen['flat']:.3f}); hierarchy: bound "
               f"{chain_error(T / k, sigma) + chain_error(k, sigma):.3f}, manager or worker errs "
               f"{seen['either']:.3f}, wrong first action {seen['first']:.3f}")
+    numbers["chain_bound"] = chain_error(T / k, sigma) + chain_error(k, sigma)
+    numbers.update({f"chain_{name}": share for name, share in seen.items()})
     env, far = envs.make("grid-maze"), 8
     print(f"\nThe same on {env.name}, goals at least {far} steps away, k 5: wrong first actions")
     for sigma in (0.1, 0.2, 0.3):
         right = np.mean([first_actions(env, noisy(env, sigma, rng), 5) for _ in range(20)], 0)
         flat, hierarchy = 1 - right[:, env.distance >= far].mean(1)
         print(f"sigma {sigma}: flat {flat:.3f}, hierarchy {hierarchy:.3f}")
+        numbers.update({f"maze_flat_{sigma}": flat, f"maze_hierarchy_{sigma}": hierarchy})
     print(f"\nProp. 5.1 on {env.name}: V(s, g) = psi(s) phi(g)")
     for rank in (1, 3, 8, len(env.cells)):
         v = factor(-env.distance.astype(float), rank)
         wrong = 1 - first_actions(env, v, 5)[0][env.distance > 0].mean()
         print(f"rank {rank:3}: value error {np.abs(v + env.distance).mean():.4f} steps, "
               f"wrong moves {wrong:.4f}")
+        numbers[f"wrong_at_rank_{rank}"] = wrong
+    numbers["lost_with_phi_sg"] = value_is_not_action(env)
     print("phi([s; g]) = V*(s, g): value error 0, moves that no policy of (s, phi) can know "
-          f"{value_is_not_action(env):.4f}")
-    draw_theory("theory.png")
-    print("drawn: theory.png")
+          f"{numbers['lost_with_phi_sg']:.4f}")
+    return numbers
 
 
 def main():
     experiment.main(Config, __doc__.split("\n\n")[0], resolve, prepare, train,
-                    evaluate_checkpoint, theory=theory)
+                    evaluate_checkpoint, theory=(theory, draw_theory))
 
 
 if __name__ == "__main__":

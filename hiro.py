@@ -594,15 +594,23 @@ def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=
 
 
 def summarise(c, name, run, last, step):
-    """The keys of summary.json around those of `evaluate`; what the correction did, at the end."""
-    solved = [int(row["step"]) for row in run.logs["eval"] if float(row["success"]) >= 0.95]
-    late = [row for row in run.logs["train"] if row.get("changed", "") != ""][-20:]
-    means = {key: float(np.mean([float(row[key]) for row in late]))
-             for key in ("changed", "moved", "gain") if late}
+    """The keys of summary.json around those of `evaluate`: what the correction did at the end, and
+    curves over training, a number for each evaluation (the correction's: the mean before it)."""
+    tests, logged = run.logs["eval"], [r for r in run.logs["train"] if r.get("changed", "") != ""]
+    solved = [int(row["step"]) for row in tests if float(row["success"]) >= 0.95]
+    curves = {f"{key}_curve": [round(float(row[key]), 3) for row in tests]
+              for key in ("success", "missed") if key in last}
+    means = {}
+    if logged:
+        ends, steps = ([int(row["step"]) for row in rows] for rows in (tests, logged))
+        part = np.searchsorted(ends, steps)                     # before which evaluation
+        for key in ("changed", "moved", "gain"):
+            x = np.array([float(row[key]) for row in logged])
+            means[key] = float(x[-20:].mean())
+            curves[f"{key}_curve"] = [round(float(x[part == i].mean()), 3) for i in np.unique(part)]
     return {"env": name, "agent": c.agent, "seed": c.seed, "env_steps": step, **last, **means,
-            "first_success": solved[0] if solved else None,
-            "success_curve": [round(float(row["success"]), 3) for row in run.logs["eval"]],
-            "episodes": c.episodes, "train_seconds": round(run.seconds(), 1)}
+            "first_success": solved[0] if solved else None, **curves, "episodes": c.episodes,
+            "train_seconds": round(run.seconds(), 1)}
 
 
 # -------------------------------------------------------------------------------- evaluation

@@ -679,7 +679,7 @@ def test_presets():
     assert hiql.resolve({"preset": "fast"}) == hiql.resolve({})
     fast = hiql.resolve({"env": name})
     assert (fast.features, fast.schedule, fast.policy_steps, fast.lr) == (
-        "bumps", "sequential", 15_000, 1e-3)
+        "bumps+way", "sequential", 15_000, 1e-3)
     for less in ({"agent": "gcbc"}, {"agent": "straight"}, {"schedule": "joint"}):
         c = hiql.resolve({"env": name, **less})         # nothing comes before the policies
         assert (c.schedule, c.policy_steps) == ("joint", 0)
@@ -692,9 +692,9 @@ def test_presets():
         with pytest.raises(ValueError, match=words):
             hiql.resolve(wrong)
     c = hiql.resolve({"env": name, "target_rate": 0.2})
-    assert (c.gamma, c.target_rate, c.p_future, c.p_random, c.k) == (0.995, 0.2, 0.7, 0.1, 25)
+    assert (c.gamma, c.target_rate, c.p_future, c.p_random, c.k) == (0.997, 0.2, 0.7, 0.1, 25)
     c = hiql.resolve({"env": "pointmaze-giant-stitch-v0"})
-    assert (c.gamma, c.k, c.high_random) == (0.997, 25, 0.5)
+    assert (c.gamma, c.k, c.high_random, c.features) == (0.998, 25, 0.5, "bumps")
 
 
 @pytest.mark.parametrize("name", ["grid-fourrooms", "point-medium"])
@@ -1048,7 +1048,7 @@ def test_hidden_actions_are_seen_by_nobody():
 
 
 def test_bumps_by_hand():
-    """exp(-d^2 / (2 side^2)) about each cell's centre, wall or free, beside the position."""
+    """3 exp(-d^2 / (2 (3/4 side)^2)) about each cell's centre, wall or free, beside x."""
     c = hiql.resolve({"env": "point-giant", "features": "bumps"})
     env = envs.make(c.env)
     see = hiql.eyes(c, env)
@@ -1057,12 +1057,46 @@ def test_bumps_by_hand():
     assert seen.shape == (2, 2 + 12 * 16) and seen.dtype == np.float32
     assert (seen[:, :2] == x).all()
     bumps = seen[:, 2:].reshape(2, 12, 16)
-    assert bumps[0, 1, 1] == 1 and np.argmax(bumps[0]) == 17        # cell (1, 1) lies at (0, 0)
-    np.testing.assert_allclose(bumps[0, 1, 2], np.exp(-0.5), rtol=1e-6)
-    np.testing.assert_allclose(bumps[0, 2, 2], np.exp(-1), rtol=1e-6)
+    assert bumps[0, 1, 1] == 3 and np.argmax(bumps[0]) == 17        # cell (1, 1) lies at (0, 0)
+    np.testing.assert_allclose(bumps[0, 1, 2], 3 * np.exp(-8 / 9), rtol=1e-6)
+    np.testing.assert_allclose(bumps[0, 2, 2], 3 * np.exp(-16 / 9), rtol=1e-6)
     d = ((env.centre([(10, 4)])[0] - x[1]) ** 2).sum()
-    np.testing.assert_allclose(bumps[1, 10, 4], np.exp(-d / 32), rtol=1e-5)
+    np.testing.assert_allclose(bumps[1, 10, 4], 3 * np.exp(-d / 18), rtol=1e-5)
     assert hiql.eyes(hiql.resolve({}), env)(x) is x
+
+
+def test_the_way_by_hand():
+    """Three times the displacement near the goal, six long far from it; only when asked for."""
+    s, g = np.array([[1, 2, 7], [1, 2, 7]], np.float32), np.array([[4, 6, 8], [1.01, 2, 8]])
+    for features, way in (("way", True), ("bumps+way", True), ("bumps", False)):
+        seen = hiql.pair(s, g, hiql.resolve({"features": features}))
+        assert seen.shape == (2, 6 + 2 * way) and (seen[:, :6] == np.concatenate([s, g], 1)).all()
+        if way:
+            close(seen[:, 6:], [[18 / 29**0.5, 24 / 29**0.5], [0.03, 0]], 1e-4)
+
+
+@pytest.mark.parametrize("agent", ["hiql", "gciql", "gcbc"])
+def test_networks_see_the_way_in_training_and_in_acting(agent):
+    """Which networks have inputs for it, and that losses and actions depend on these."""
+    c = hiql.resolve({"env": "point-medium", "features": "way", "agent": agent, "quick": True})
+    problem = hiql.prepare(c)
+    params = hiql.init(c, problem.env, problem.data, problem.rngs)
+    batch = hiql.sample(problem.data, problem.labelled, np.random.default_rng(0), c)
+    sizes = {"hiql": {"phi": 6, "value": 12, "target": 12, "high": 6, "low": 12, "flat": 6},
+             "gciql": {"v": 6, "q": 8, "target": 8, "flat": 6}, "gcbc": {"flat": 6}}[agent]
+    assert {name: p["dense0"]["W"].shape[-2] for name, p in params.items()} == sizes
+    losses = {**hiql.LOSSES[agent], **({"flat": hiql.flat_loss} if agent == "hiql" else {})}
+    act = hiql.actor(params, c, flat=agent != "hiql")
+
+    def results():
+        return [f(params, batch, c)[0] for f in losses.values()] + [
+            act(batch["s"], batch["g"], 0).sum()]
+
+    for name in sizes:                                  # value and worker see it through phi
+        if sizes[name] != 12:
+            before = results()
+            params[name]["dense0"]["W"][..., 4:6, :] += 1
+            assert results() != before, name
 
 
 def test_networks_see_bumps_in_training_and_in_acting():
@@ -1197,6 +1231,10 @@ def test_several_seeds_are_processes_of_their_own(tmp_path):
 def test_interquartile_mean_and_interval():
     mean, low, high = experiment.interval([0, 1, 1, 1, 1, 1, 1, 9])
     assert mean == 1 and 0 < low < 1 and 1 < high < 4
+    tasks = [[0, 1], [1, 0], [0, 1], [1, 0], [0, 1], [1, 0]]        # 0.5 by each seed, but each
+    mean, low, high = experiment.interval(tasks)                    # task's seeds are drawn anew
+    assert mean == 0.5 and 0.1 < low < 0.4 and 0.6 < high < 0.9
+    assert experiment.interval([0.5] * 6) == (0.5, 0.5, 0.5)
     assert experiment.seed_range("3") == [3] and experiment.seed_range("0-2,7") == [0, 1, 2, 7]
 
 
@@ -1255,13 +1293,48 @@ def test_value_and_action_sufficiency():
     assert hiql.value_is_not_action(env) == pytest.approx(2 * (1 + 2 + 3 + 2 + 1) / 42)
 
 
-def test_theory_draws_its_picture_and_takes_no_other_flag(tmp_path, monkeypatch, capsys):
+def test_shares_of_wrong_first_actions_are_those_of_the_learned_value(monkeypatch):
+    """None by the exact value; by its opposite the flat policy's are all wrong, at any distance."""
+    problem = hiql.prepare(hiql.resolve({"env": "grid-fourrooms", "quick": True}))
+    env = problem.env
+    monkeypatch.setattr(hiql, "evaluate", lambda *_: (
+        {"success": 0, "success_random": 0, "success_per_task": []}, None))
+    for sign, flat in ((-1, 0), (1, 1)):
+        monkeypatch.setattr(hiql, "mean_value", lambda params, s, g, c: sign * env.distance[
+            env.number(s), env.number(g)])
+        seen = hiql.evaluate_all(problem, {"value": {}}, 0)
+        assert seen["wrong_first_flat"] == flat
+        assert seen["wrong_flat_by_distance"] == [flat] * env.distance.max()
+        assert sign == 1 or seen["wrong_first_hierarchy"] == 0 == max(
+            seen["wrong_hierarchy_by_distance"])
+
+
+def test_theory_prints_and_keeps_its_numbers_and_takes_no_other_flag(tmp_path, monkeypatch,
+                                                                      capsys):
     monkeypatch.chdir(tmp_path)
-    assert hiql_main("--theory", "--k", 3) == 2
-    assert "--theory takes no other flag, such as --k" in capsys.readouterr().err
+    for wrong, words in ((("--k", 3), "takes --seed and --out alone, not --k"),
+                         (("--seed", -1), "--seed must be at least 0, not -1")):
+        assert hiql_main("--theory", *wrong) == 2
+        assert words in capsys.readouterr().err
     assert not os.listdir(tmp_path)
+    monkeypatch.setattr(hiql, "draw_theory", lambda path: open(path, "w").close())
     assert not hiql_main("--theory") and os.listdir(tmp_path) == ["theory.png"]
-    assert ("bound 0.482, manager or worker errs 0.42" in capsys.readouterr().out)
+    assert "bound 0.482, manager or worker errs 0.42" in capsys.readouterr().out
+    assert not hiql_main("--theory", "--seed", 7, "--out", "a")
+    assert sorted(os.listdir("a")) == ["config.json", "summary.json", "theory.png"]
+    seen = experiment.read_json("a/summary.json")
+    assert seen["seed"] == 7 and seen["chain_bound"] == pytest.approx(0.482, abs=5e-4)
+    for name, share in (("chain_flat", 0.472), ("chain_either", 0.424), ("chain_first", 0.366)):
+        assert abs(seen[name] - share) < 2e-3               # the known shares, T 100
+    assert seen["maze_hierarchy_0.1"] < 0.06 < 0.2 < seen["maze_flat_0.1"] < 0.28
+    assert seen["wrong_at_rank_104"] == 0 < seen["wrong_at_rank_8"] < seen["wrong_at_rank_3"]
+    assert hiql_main("--theory", "--out", "a") == 2
+    assert "a already holds results" in capsys.readouterr().err
+
+
+def test_theory_is_drawn(tmp_path):
+    hiql.draw_theory(tmp_path / "theory.png", n=2000)
+    assert envs.plt.imread(tmp_path / "theory.png").std() > 0.1
 
 
 def test_an_experiment_spread_over_processes_is_gathered(tmp_path, monkeypatch):
@@ -1288,6 +1361,7 @@ def test_an_experiment_spread_over_processes_is_gathered(tmp_path, monkeypatch):
     minutes, done, total = experiment.cost("a")
     seconds = [float(row["train_seconds"]) for row in rows]
     assert minutes == pytest.approx(sum(seconds) / 60) and (done, total) == (2, 2)
+    assert experiment.cost("b") == (0, 0, 2)
     (tmp_path / "o" / "a_seed0.csv").unlink()           # ended, but not recorded: not run again
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", None)
@@ -1327,6 +1401,41 @@ def test_difference_of_two_experiments(tmp_path, monkeypatch):
     assert "= +0.000 [-" in experiment.compare("a:x", "a:x")[0]
 
 
+def test_curves_of_an_experiment_are_drawn(tmp_path, monkeypatch):
+    """A panel for each list that a row has, each seed a line under the mean, over its steps."""
+    monkeypatch.setattr(experiment, "HERE", str(tmp_path))
+    (tmp_path / "experiments.ini").write_text(
+        "[a]\ntitle = T\nseeds = 0-1\ncolumns = success\npicture = x_curve y\n"
+        "p = hiro.py\nq = hiro.py\n")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "pictures").mkdir()
+    experiment.write_rows(tmp_path / "results" / "a.csv", [
+        {"row": "p", "seed": 0, "env_steps": 40, "x_curve": [0, 1], "y": [3, 2, 1]},
+        {"row": "p", "seed": 1, "env_steps": 40, "x_curve": [1, 1], "y": [5, 4, 3]},
+        {"row": "q", "seed": 0, "env_steps": 40, "y": [1, 1, 1]}])
+    drawn = {}
+    monkeypatch.setattr(experiment, "save_figure", lambda f, path: drawn.update({path: f}))
+    experiment.draw_curves("a")
+    ((path, figure),) = drawn.items()
+    assert path == str(tmp_path / "pictures" / "a.png")
+    lines = [[line.get_xydata().T.tolist() for line in ax.lines] for ax in figure.axes]
+    assert lines == [[[[20, 40], [0, 1]], [[20, 40], [1, 1]], [[20, 40], [0.5, 1]]],
+                     [[[1, 2, 3], [3, 2, 1]], [[1, 2, 3], [5, 4, 3]], [[1, 2, 3], [4, 3, 2]]],
+                     [[[1, 2, 3], [1, 1, 1]]] * 2]
+
+
+def test_report_renews_what_stands_between_its_marks(monkeypatch):
+    monkeypatch.setattr(experiment, "table", lambda name: f"the table of {name}")
+    monkeypatch.setattr(experiment, "compare", lambda one, other: [f"{one} less {other}"])
+    old = ("a\n<!-- table x -->\nold\n<!-- end -->\nb\n"
+           "<!-- compare x:p, q - y:p -->\nold\nold\n<!-- end -->\nc\n")
+    new = experiment.report(old)
+    assert new == ("a\n<!-- table x -->\nthe table of x\n<!-- end -->\nb\n"
+                   "<!-- compare x:p, q - y:p -->\n"
+                   "    python experiment.py compare 'x:p, q' y:p\n"
+                   "    x:p, q less y:p\n<!-- end -->\nc\n")
+
+
 def test_table_by_hand(tmp_path, monkeypatch):
     """Interquartile mean, missing seeds, a mean for each task, plain mean and published value."""
     monkeypatch.setattr(experiment, "HERE", str(tmp_path))
@@ -1336,16 +1445,16 @@ def test_table_by_hand(tmp_path, monkeypatch):
     assert experiment.experiments()["a"]["rows"] == {
         "x": "hiql.py", "y": "hiql.py --env z", "none": "hiql.py"}
     rows = [("x", 1, 0.5, [1, 0], ""), ("x", 0, 0.25, [0.5, 0], 30), ("x", 2, 0.75, [1, 0.5], ""),
-            ("x", 3, 0.9, [0.5, 0.5], 10), ("y", 0, 1, [1, 1], "")]
+            ("x", 3, 0.9, [0.9, 0.9], 10), ("y", 0, 1, [1, 1], "")]
     (tmp_path / "results").mkdir()
     experiment.write_rows(tmp_path / "results" / "a.csv", [
         dict(zip(("row", "seed", "success", "success_per_task", "first"), r)) for r in rows])
     lines = experiment.table("a").split("\n")
     assert lines[2] == ("| row | success: IQM [95 %] | success per task: mean | first: IQM [95 %] "
                         "| success, each seed | mean | published |")
-    low, high = experiment.interval([0.25, 0.5, 0.75, 0.9])[1:]
+    low, high = experiment.interval([[0.5, 0], [1, 0], [1, 0.5], [0.9, 0.9]])[1:]
     assert 0.25 <= low < 0.5 and 0.75 < high <= 0.9
-    assert lines[4] == (f"| x | 0.625 [{low:.3g}, {high:.3g}] | 0.75 0.25 | 20 [10, 30] (2 of 4 "
+    assert lines[4] == (f"| x | 0.625 [{low:.3g}, {high:.3g}] | 0.85 0.35 | 20 [10, 30] (2 of 4 "
                         "seeds) | 0.25 0.50 0.75 0.90 | 0.600 | 0.79 |")
     assert lines[5] == "| y | 1 [1, 1] | 1.00 1.00 |  | 1.00 | 1.000 |  |"
     assert lines[6:] == ["", "Seeds 0 1 2 3; `results/a.csv`, by `python experiment.py run a`."]
@@ -1820,7 +1929,11 @@ def test_a_hiro_run_leaves_its_files_and_evaluates_again(tmp_path, capsys):
     rows = [row for row in experiment.read_rows(out / "train.csv") if row["changed"]]
     for key in ("changed", "moved", "gain"):            # fewer than the last 20: all of them
         assert summary[key] == pytest.approx(np.mean([float(row[key]) for row in rows]), rel=1e-4)
-    assert summary["missed"] > 0
+    assert summary["missed"] > 0 and summary["missed_curve"][-1] == round(summary["missed"], 3)
+    ends = [int(row["step"]) for row in experiment.read_rows(out / "eval.csv")]
+    within = [[float(row["moved"]) for row in rows if low < int(row["step"]) <= high]
+              for low, high in zip([0, *ends], ends)]
+    np.testing.assert_allclose(summary["moved_curve"], [np.mean(x) for x in within if x], atol=6e-4)
     capsys.readouterr()
     assert hiql_main("--eval", out, program=hiro) == 0
     printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
