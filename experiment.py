@@ -386,7 +386,8 @@ def draw_curve(run):
                 points = [(int(row[run.counter]), float(row[key])) for row in log
                           if row.get(key, "") != ""]
                 ax.plot(*zip(*points), label=key, ls=":" if "random" in key else "-")
-        ax.legend(fontsize=8)
+        if ax.lines:
+            ax.legend(fontsize=8)
     top.set_ylim(-0.03, 1.03)
     bottom.set(yscale="symlog", xlabel=f"{run.counter}s")
     save_figure(figure, run.path("curve.png"))

@@ -237,6 +237,7 @@ def prepare(c, tree=None):
     problem = SimpleNamespace(config=c, env=env, data=data, labelled=labelled, rngs=rngs,
                               see=eyes(c, env))
     if tree is not None:
+        tree.setdefault("params", {})                   # a controller has none to save
         fresh = init(c, env, data, experiment.generators(c.seed, "init", "flat"))
         if shapes(fresh) != shapes(tree["params"]) or set(tree["rng"]) != set(rngs):
             raise ValueError("the checkpoint does not fit its config.json")

@@ -605,6 +605,20 @@ def test_controllers_reach_what_they_reach_in_ogbench():
     assert (a[:, 0] == 1).mean() == pytest.approx(0.5, abs=0.01)
 
 
+def test_a_controllers_run_is_evaluated_again(tmp_path, monkeypatch, capsys):
+    """It has no parameters to load."""
+    c = hiql.resolve({"env": "point-umaze", "agent": "straight"})
+    problem = hiql.prepare(c)
+    nets.save_tree(tmp_path / "checkpoint.npz", {
+        "params": hiql.init(c, problem.env, problem.data, problem.rngs), "update": 1,
+        "seconds": 0.5, "rng": {name: np.zeros(1) for name in problem.rngs}})
+    experiment.write_json(tmp_path / "config.json", {"config": dataclasses.asdict(c)})
+    monkeypatch.setattr(hiql, "rollout", lambda env, act, starts, goals, rng: (
+        np.ones(len(starts), bool), np.ones(len(starts)), np.array([starts, goals])))
+    assert not hiql_main("--eval", tmp_path)
+    assert "success: 1.0\n" in capsys.readouterr().out
+
+
 def test_luck_makes_the_action_free_expectile_optimistic():
     sure, slippery = (envs.make("grid-fourrooms", slip=x) for x in (0.0, 0.5))
     sure, slippery = (envs.values_under_chance(env, 0.95, 0.9) for env in (sure, slippery))
@@ -1430,6 +1444,8 @@ def test_results_are_those_of_the_command_lines():
     configuration its command line means today."""
     for name, one in experiment.experiments().items():
         path = os.path.join(HERE, "results", name)
+        assert {k.removesuffix(" seeds") for k in one["seeds"] if k.endswith(" seeds")} | set(
+            one["published"]) <= set(one["rows"])
         if not os.path.exists(f"{path}.csv"):
             continue
         rows, configs = experiment.read_rows(f"{path}.csv"), experiment.read_json(f"{path}.json")
