@@ -1,6 +1,6 @@
 """Everything around an algorithm and nothing of it: flags, seeds, logs, checkpoints, tables.
 
-An algorithm hands `main` a config dataclass and three functions; its program then has
+An algorithm hands `main` a config dataclass and a few functions; its program then has
     [flags]                  one run: a folder with config.json, train.csv, eval.csv,
                              checkpoint.npz, summary.json and pictures
     --seeds A-B [--jobs N]   one process for each seed, N at once; seeds.csv beside them
@@ -8,10 +8,10 @@ An algorithm hands `main` a config dataclass and three functions; its program th
     --eval DIR               evaluate the checkpoint of a run
 
 An experiment is a section of experiments.ini: named command lines and their seeds.
-    python experiment.py --list                  every experiment, its cost and its claim
+    python experiment.py --list                  every experiment, its cost and what it shows
     python experiment.py run NAME [--jobs 2]     the runs that results/NAME.csv lacks
     python experiment.py run NAME --seed N --out DIR     one seed, for a cluster; and then
-    python experiment.py report [--gather DIR]   tables and learning curves of README.md
+    python experiment.py report [--gather DIR]   what README.md takes from results/
     python experiment.py compare NAME:ROW NAME:ROW       their difference, with its interval
 """
 
@@ -137,10 +137,13 @@ def main(config_class, description, resolve, prepare, train, evaluate, counter="
     p = parser(config_class, description)
     if theory:
         p.add_argument("--theory", action="store_true", help="the paper's propositions in "
-                       "numbers, and a picture of them (theory.png)")
+                       "numbers, and a picture of them (theory.png); takes --seed and --out alone")
     given = vars(p.parse_args())
     if given.pop("theory", False):
-        return _theory(*theory, **given)
+        try:
+            return _theory(*theory, **given)
+        except (ValueError, OSError) as e:
+            refuse(e)
     folder, seeds = given.pop("out", None), given.pop("seeds", None)
     jobs, resume, old = given.pop("jobs", 1), given.pop("resume", None), given.pop("eval", None)
     try:
@@ -182,20 +185,29 @@ def main(config_class, description, resolve, prepare, train, evaluate, counter="
 
 
 def _theory(numbers, draw, seed=0, out=None, **others):
+    """`--theory`: print the numbers and draw them, or with --out keep them as a run does."""
     if others:
-        refuse(f"--theory takes --seed and --out alone, not --{next(iter(others))}")
-    if seed < 0 or (out and os.path.exists(os.path.join(out, "summary.json"))):
-        refuse(f"{out} already holds results; choose another --out" if seed >= 0 else
-               f"--seed must be at least 0, not {seed}")
+        raise ValueError(f"--theory takes --seed and --out alone, not --{next(iter(others))}")
+    if seed < 0:
+        raise ValueError(f"--seed must be at least 0, not {seed}")
+    if not out:
+        numbers(seed)
+        draw("theory.png")
+        return print("drawn: theory.png")
+    _demand_free(out)
+    os.makedirs(out, exist_ok=True)
     start = time.perf_counter()
     summary = {"seed": seed, **numbers(seed)}
-    if out:
-        os.makedirs(out, exist_ok=True)
-        write_json(os.path.join(out, "config.json"), {"config": {"theory": True, "seed": seed}})
-        summary["train_seconds"] = round(time.perf_counter() - start, 1)
-        write_json(os.path.join(out, "summary.json"), summary)
-    draw(os.path.join(out or "", "theory.png"))
-    print(f"drawn: {os.path.join(out or '', 'theory.png')}")
+    write_json(os.path.join(out, "config.json"), {"config": {"theory": True, "seed": seed}})
+    write_json(os.path.join(out, "summary.json"), {
+        **summary, "train_seconds": round(time.perf_counter() - start, 1)})
+
+
+def _demand_free(folder):
+    """ValueError if the folder holds a run."""
+    if any(os.path.exists(os.path.join(folder, f)) for f in ("checkpoint.npz", "summary.json")):
+        raise ValueError(f"{folder} already holds a run; choose another --out, or --resume "
+                         f"{folder}")
 
 
 def free_folder(config):
@@ -295,9 +307,7 @@ class Run:
         self.counter = counter
         self.before = float(restored["seconds"]) if restored else 0.0
         if folder and not restored:
-            if any(os.path.exists(self.path(f)) for f in ("checkpoint.npz", "summary.json")):
-                raise ValueError(f"{folder} already holds a run; choose another --out, or "
-                                 f"--resume {folder}")
+            _demand_free(folder)
             os.makedirs(folder, exist_ok=True)
             write_json(self.path("config.json"), {
                 "config": dataclasses.asdict(config), "versions": {
@@ -556,29 +566,19 @@ def cost(name):
     return minutes, len(rows), sum(len(experiment["seeds"][row]) for row in experiment["rows"])
 
 
-def scores(rows, column):
-    """A column of results as (seeds, tasks): NAME by its NAME_per_task, if there is one."""
-    rows = [r for r in rows if r.get(column)]
-    each = f"{column}_per_task"
-    texts = [r[each] if r.get(each) else r[column] for r in rows]
-    return np.array([text.split() for text in texts], float)
-
-
 def interval(x, samples=2000):
-    """Interquartile mean of x over seeds and its 95 % percentile-bootstrap interval.
+    """Interquartile mean of x over seeds, and its 95 % percentile-bootstrap interval.
 
-    x: (seeds,), or (seeds, tasks), whose mean over tasks is meant.
+    Whole seeds are drawn anew: every draw has all tasks, and those that fail together stay so.
     """
-    x = np.reshape(x, (len(x), -1))
     low, high = np.percentile(_bootstrap(x, samples, np.random.default_rng(0)), [2.5, 97.5])
-    return trim_mean(x.mean(1), 0.25), low, high
+    return trim_mean(x, 0.25), low, high
 
 
 def _bootstrap(x, samples, rng):
-    """Interquartile means (samples,) of x (seeds, tasks), for each task drawn anew from the seeds
-    (stratified: no task is left to chance)."""
-    seeds = rng.integers(len(x), size=(samples, *x.shape))
-    return trim_mean(x[seeds, np.arange(x.shape[1])].mean(-1), 0.25, axis=1)
+    """Interquartile means (samples,) of x drawn anew with replacement."""
+    x = np.asarray(x, float)
+    return trim_mean(x[rng.integers(len(x), size=(samples, len(x)))], 0.25, axis=1)
 
 
 def compare(one, other):
@@ -594,14 +594,13 @@ def compare(one, other):
             raise ValueError(f"{which}: no such row in results/; rows are named NAME:ROW, such as "
                              "hiro:hiro")
     for column in experiments()[one.partition(":")[0]]["columns"]:
-        if any(" " in r.get(column, "") for side in sides for r in side):
-            continue                                    # a number for each task
-        x, y = (scores(side, column) for side in sides)
+        x, y = (np.array([float(r[column]) for r in side if r.get(column)
+                          and " " not in r[column]]) for side in sides)
         if len(x) and len(y):
             rng = np.random.default_rng(0)
             draws = _bootstrap(x, 2000, rng) - _bootstrap(y, 2000, rng)
             low, high = np.percentile(draws, [2.5, 97.5])
-            a, b = (trim_mean(side.mean(1), 0.25) for side in (x, y))
+            a, b = trim_mean(x, 0.25), trim_mean(y, 0.25)
             lines.append(f"{column.replace('_', ' ')}: {a:.3f} ({len(x)} seeds) - {b:.3f} "
                          f"({len(y)} seeds) = {a - b:+.3f} [{low:+.3f}, {high:+.3f}]")
     return lines
@@ -632,9 +631,9 @@ def table(name):
                 tasks = np.array([r[c].split() for r in mine], float).mean(0)
                 cells.append(" ".join(f"{x:.2f}" for x in tasks))
                 continue
-            values = scores(mine, c)
+            values = [float(r[c]) for r in mine if r.get(c)]
             cells.append("{} [{}, {}]".format(*(f"{x:.3g}" if x < 1000 else f"{x:.0f}"
-                                                for x in interval(values))) if len(values) else "")
+                                                for x in interval(values))) if values else "")
             if 0 < len(values) < len(mine):
                 cells[-1] += f" ({len(values)} of {len(mine)} seeds)"
         cells += [" ".join(_short(r[c]) for r in mine) for c in shown]
@@ -697,14 +696,14 @@ def _compared(one, other):
 
 def _program():
     p = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--list", action="store_true", help="every experiment, its cost and its claim")
+    p.add_argument("--list", action="store_true", help="every experiment, and what it costs")
     commands = p.add_subparsers(dest="command")
     run = commands.add_parser("run", help="run what is missing of an experiment")
     run.add_argument("name", choices=list(experiments()))
     run.add_argument("--jobs", type=int, help="processes at once (default 2)")
     run.add_argument("--seed", type=int, help="this seed alone, in one process; wants --out")
     run.add_argument("--out", metavar="DIR", help="where --seed writes NAME_seedN.csv")
-    renew = commands.add_parser("report", help="renew tables and learning curves of README.md")
+    renew = commands.add_parser("report", help="renew what README.md takes from results/")
     renew.add_argument("--gather", metavar="DIR", help="add what `run --seed --out DIR` wrote")
     two = commands.add_parser("compare", help="the difference of two rows, with its interval")
     for which in ("one", "other"):
@@ -715,9 +714,9 @@ def _program():
         for name, one in experiments().items():
             minutes, done, total = cost(name)
             hours += 0 if name.startswith("ogbench") else minutes / 60
-            print(f"{name}: {minutes:.0f} core-minutes, {done} of {total} runs in results/\n"
-                  f"    {one['title']}")
-        return print(f"All but OGBench's: {hours:.1f} core-hours")
+            print(f"{name}: {f'{minutes:.0f} core-minutes' if done else 'cost not known yet'}, "
+                  f"{done} of {total} runs in results/\n    {one['title']}")
+        return print(f"All but OGBench's, as far as known: {hours:.1f} core-hours")
     try:
         if given.command == "run":
             if (given.seed is None) != (given.out is None) or (given.out and given.jobs):

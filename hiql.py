@@ -12,10 +12,10 @@ both policies by advantage-weighted regression (AWR) from that one value.
 Symbols: s, s1 state and next state, g goal, w state k steps ahead (subgoal), a action, r reward
 in {-1, 0}, m mask, z representation, v value, t target network's value, adv advantage A.
 Shapes: batch B, state S = goal, representation R, twin value heads 2: v (2, B), z (B, R).
-Equation numbers are those of the paper, known at second hand but for Eq. (4).
+Equation numbers are the paper's as remembered, but for Eq. (4), which is confirmed.
 
 Where the paper [P], its authors' code [C] (seohongpark/HIQL) and OGBench's [O] (seohongpark/
-ogbench, impls/agents/hiql.py) differ, what is done here, and why:
+ogbench, impls/agents/hiql.py) differ, and what is done here:
  D1  Expectile weight: P from the residual of the learned V; C, O from the target network. As C, O.
  D2  Heads: P one V; C, O two. Minimum over target heads in the weight's next value, their mean in
      its current value, each head regresses to its own target, the losses add. As C, O.
@@ -34,16 +34,16 @@ ogbench, impls/agents/hiql.py) differ, what is done here, and why:
  D8  phi: P writes phi(g); P's experiments, C and O use phi([s; g]), scaled to length sqrt(R), no
      epsilon. `--subgoal phi_g` is the former, `none` C's variant without phi, in which the
      manager predicts the difference w - s.
- D9  Schedule: P trains the value, then the policies; C, O all in one step. As C, O; `--schedule
-     sequential` is the former.
+ D9  Schedule: P trains the value, then the policies; C, O all in one step. As C, O, but on
+     OGBench's mazes as P [D15]: `--schedule sequential`.
  D10 The manager is asked at every step (C, O), not every k (`--requery`); its mean is scaled to
      length sqrt(R) before the worker sees it, actions are the mean, clipped. Discrete actions
      are drawn, at `--temperature` 2: the likeliest may push against a wall for ever.
  D11 AWR weights min(exp(alpha A), 100): as C, O, with the exponent clipped lest float32 overflow.
  D12 Sizes: O trains 512x3 (C too, but actors 256x2) with batches of 1024 for 10^6 steps. Here
-     128x3 and 256; gamma and k follow the robot's clock, four times O's on the default maze: 0.98
-     and 8 (O: 0.99 and 25). `--preset fast`: Adam 2e-3 (C, O: 3e-4) that falls linearly to 0 over
-     the second half (of each phase, if there are two), target rate 0.1 (0.005), inverse
+     128x3 and 256; gamma and k are smaller (0.98 and 8, O: 0.99 and 25), since the default maze's
+     robot is four times as fast. `--preset fast`: Adam 2e-3 (C, O: 3e-4) that falls linearly to 0
+     over the second half (of each phase, if there are two), target rate 0.1 (0.005), inverse
      temperatures 10 (O: 3, C: 1); `--preset paper` has O's numbers for these.
  D13 `gciql` extracts its policy by AWR, from the online Q, at the expectile of hiql; IQL
      (Kostrikov et al. 2021) from the target Q; O's published GCIQL by DDPG+BC at expectile 0.9.
@@ -95,7 +95,7 @@ class Config:
     lr: float = option(2e-3, "Adam's learning rate (C, O: 3e-4)")
     decay: bool = option(True, "learning rate falls linearly to 0 over the second half [D12]")
     gamma: float = option(0.98, "discount (C, O: 0.99)")
-    expectile: float = option(0.7, "tau of Eq. (4) (C, O: 0.7; O gciql: 0.9)")
+    expectile: float = option(0.7, "tau of Eq. (4) (C, O: 0.7; O's GCIVL, GCIQL: 0.9)")
     target_rate: float = option(0.1, "EMA rate of the target network (C, O: 0.005)")
     k: int = option(8, "subgoal steps (C: 25 on antmaze-large, O: 25 on point and ant)")
     high_alpha: float = option(10.0, "inverse temperature of the manager's AWR (O: 3, C: 1)")
@@ -108,7 +108,8 @@ class Config:
                            ("joint", "sequential"))
     policy_steps: int = option(0, "updates of the policies in the sequential schedule; 0: as many "
                                "as of the value")
-    features: str = option("position", "what networks see beside the position [D15]",
+    features: str = option("position", "what networks see: positions alone, beside them a bump for "
+                           "each cell, the way from state to goal, or both [D15]",
                            ("position", "bumps", "way", "bumps+way"))
     temperature: float = option(0.0, "of discrete actions drawn when acting; 0: the likeliest")
     requery: int = option(1, "the manager is asked every so many steps [D10]")
@@ -149,7 +150,7 @@ QUICK = dict(steps=300, policy_steps=0, batch=128, hidden=(64, 64), eval_every=1
 
 
 def resolve(given):
-    """A whole Config from the flags given: defaults of environment and agent, then the flags."""
+    """A whole Config: defaults of environment, preset, agent and --quick, then the flags given."""
     given, values = dict(given), {}
     env, agent = given.get("env", Config.env), given.get("agent", Config.agent)
     for start, changes in DEFAULTS.items():
@@ -254,7 +255,7 @@ def position(x):
 
 
 def eyes(c, env):
-    """see(x (..., 2)) -> (..., S): a state as the networks see it, `position` or bumps [D15].
+    """see(x (..., 2)) -> (..., S): a state as the networks see it, the position first [D15].
 
     Bumps: beside the position 3 exp(-|x - m|^2 / (2 b^2)), b = 3/4 side, for the centre m of each
     cell, wall or free: places a corridor apart are told apart from the start, and nothing is told
@@ -263,11 +264,11 @@ def eyes(c, env):
     """
     if "bumps" not in c.features:
         return position
-    h, w = env.walls.shape
-    up = env.centre(np.argwhere(np.ones((h, 1))))[:, 1].astype(np.float32)
-    across = env.centre(np.argwhere(np.ones((1, w))))[:, 0].astype(np.float32)
+    rows, columns = env.walls.shape
+    up = env.centre([(i, 0) for i in range(rows)])[:, 1].astype(np.float32)
+    across = env.centre([(0, j) for j in range(columns)])[:, 0].astype(np.float32)
 
-    def see(x):
+    def see(x):                                 # exp of a sum: a factor for each axis
         bump_x, bump_y = (np.exp(-0.5 * ((x[..., axis, None] - m) / (0.75 * env.side)) ** 2)
                           for axis, m in enumerate((across, up)))
         bumps = 3 * bump_y[..., :, None] * bump_x[..., None, :]
@@ -332,7 +333,8 @@ def concat(*arrays):
 def pair(s, g, c):
     """What a network sees of a state and its goal: [s; g], or beside it the way d [D15].
 
-    d = 6 x / sqrt(|x|^2 + 4), x = g - s: near the goal three times x, far from it its direction.
+    d = 6 x / sqrt(|x|^2 + 4), x = g - s: near the goal 3 x, far from it 6 x / |x|, and the bend is
+    half a cell away. Value and worker see it through phi([s; g]).
     """
     if "way" not in c.features:
         return concat(s, g)
@@ -511,7 +513,8 @@ def init(c, env, data, rngs):
     Glorot-uniform; policies' last layers times 0.1 (C, O). First layers [D14]: Glorot times 8
     over the side of a cell, and biases b = -x0 W with a random state of the data for each state
     in x0 and 0 for the rest, a draw for each unit: the units bend inside the maze and about as
-    sharply as its corridors do, instead of smoothly and all at its corner (0, 0).
+    sharply as its corridors do, instead of smoothly and all at its corner (0, 0). The way counts
+    as 0 in x0.
     """
     see = eyes(c, env)
     size = see(data.observations[:1]).shape[-1]
@@ -644,12 +647,13 @@ def is_flat(c):
 
 
 def evaluate_all(problem, params, at):
-    """`evaluate` of the agent and, if there is one, of the flat policy trained beside it; on grids
-    also the shares of wrong `first_actions` by the learned value: for far goals, and at each
-    distance 1, 2, ..."""
-    summary, _ = evaluate(problem, params, at, is_flat(problem.config))
+    """`evaluate` of the agent and, if there is one, of the flat policy trained beside it ->
+    (summary, {name: episodes}); on grids also the shares of wrong `first_actions` by the learned
+    value: for far goals, and at each distance 1, 2, ..."""
+    shown, agent = {}, problem.config.agent
+    summary, shown[agent] = evaluate(problem, params, at, is_flat(problem.config))
     if problem.config.contrast:
-        flat, _ = evaluate(problem, params, at, True)
+        flat, shown["flat, same value"] = evaluate(problem, params, at, True)
         summary.update({"flat_success": flat["success"], "flat_success_random":
                         flat["success_random"], "flat_success_per_task": flat["success_per_task"]})
     if problem.env.discrete and "value" in params:
@@ -661,7 +665,7 @@ def evaluate_all(problem, params, at):
             summary[f"wrong_{name}_by_distance"] = [
                 round(float(1 - right[env.distance == d].mean()), 4)
                 for d in range(1, env.distance.max() + 1)]
-    return summary
+    return summary, shown
 
 
 # ------------------------------------------------------------------------------------ training
@@ -694,7 +698,7 @@ def train(problem, run):
         print(f"{c.env}, {c.agent}, seed {c.seed}: {total} updates of batch {c.batch}; "
               f"{len(problem.data.valid)} transitions; parameters "
               + ", ".join(f"{name} {n}" for name, n in sizes.items()), flush=True)
-    last = None
+    last = shown = None
     for u in range(start, total):
         part = int(np.searchsorted(ends, u, side="right"))
         losses, steps = parts[part]
@@ -716,7 +720,7 @@ def train(problem, run):
             if not all(np.isfinite(x).all() for x in nets.flatten(params).values()):
                 raise FloatingPointError(f"the parameters are no longer finite at update {done}")
             if set(losses) != {"value"}:                # else there is no policy yet
-                last = evaluate_all(problem, params, done)
+                last, shown = evaluate_all(problem, params, done)
                 run.log("eval", {"update": done, **last, "seconds": run.seconds()})
         if done % c.eval_every == 0 or done == total or run.stop:
             run.save(done, {"params": params, "optimiser": optimiser}, rngs)
@@ -724,8 +728,9 @@ def train(problem, run):
             success = f"success {last['success']:.2f}" if last else "success -"
             run.progress(done, total, " ".join(f"{k} {x:.3g}" for k, x in values.items())
                          + f"  {success}")
-    draw(problem, params, run)
-    last = last or evaluate_all(problem, params, total)     # resumed when only pictures lacked
+    if not last:                                        # resumed when only pictures lacked
+        last, shown = evaluate_all(problem, params, total)
+    draw(problem, params, run, shown)
     run.finish(summarise(problem, last, total, run.seconds()))
 
 
@@ -743,7 +748,8 @@ def evaluate_checkpoint(problem, tree):
     if set(first) == {"value"} and at < steps:
         raise ValueError(f"the run was stopped after {at} updates, before its policies began; "
                          "there is nothing to evaluate yet")
-    return summarise(problem, evaluate_all(problem, tree["params"], at), at, float(tree["seconds"]))
+    last, _ = evaluate_all(problem, tree["params"], at)
+    return summarise(problem, last, at, float(tree["seconds"]))
 
 
 # ------------------------------------------------------------------------------------ pictures
@@ -755,13 +761,9 @@ def mean_value(params, s, g, c, see=position):
     return value_constant(params["value"], s, phi_constant(params, s, g, c)).mean(0)
 
 
-def draw(problem, params, run):
+def draw(problem, params, run, shown):
     """The pictures of a run: trajectories, learning curve; hiql and flat: value; hiql: why."""
     c, env = problem.config, problem.env
-    at = sum(steps for _, steps in phases(c))
-    shown = {c.agent: evaluate(problem, params, at, is_flat(c))[1]}
-    if c.contrast:
-        shown["flat, same value"] = evaluate(problem, params, at, True)[1]
     size = 2.2 * len(env.tasks), 2.4 * len(shown)
     figure, axes = envs.plt.subplots(len(shown), len(env.tasks), squeeze=False, figsize=size,
                                      layout="constrained")
@@ -977,7 +979,7 @@ def draw_theory(path, n=20_000):
 
 
 def theory(seed):
-    """`python hiql.py --theory`: prints the numbers and returns those of the table of claims."""
+    """`python hiql.py --theory`: prints the numbers, and returns those of its table."""
     print("Prop. 4.1 on the chain, error probabilities; simulated with 1,000,000 draws:")
     rng, numbers = np.random.default_rng(seed), {}
     for T, k, sigma in ((10, 3, 0.3), (25, 5, 0.2), (50, 7, 0.2), (100, 10, 0.2)):
