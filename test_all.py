@@ -2060,7 +2060,7 @@ def test_hiro_resumes_as_if_never_stopped(env, tmp_path, monkeypatch):
     """Ctrl-C in the middle of an episode, then --resume: the same bits, replay included."""
     monkeypatch.setattr(hiro, "draw", lambda *_: None)
     whole, parts, other = tmp_path / "whole", tmp_path / "parts", tmp_path / "other"
-    words = (*TINY_HIRO, "--env", env, "--noise-keep", 0.5)
+    words = (*TINY_HIRO, "--env", env, "--noise-keep", 0.5, "--steps", 1000)
     assert hiql_main(*words, "--out", whole, program=hiro) == 0
     assert hiql_main(*words, "--out", other, "--eval-every", 400, program=hiro) == 0
     count, plain = [], hiro.learn
