@@ -475,22 +475,34 @@ def experiments():
             for name, section in ini.items() if name != "DEFAULT"}
 
 
+def recorded(name, folder=None):
+    """(rows, {row: configuration}) of results/<name>, or of another folder; empty if not run."""
+    path = os.path.join(folder or os.path.join(HERE, "results"), name)
+    return (read_rows(f"{path}.csv") if os.path.exists(f"{path}.csv") else [],
+            read_json(f"{path}.json") if os.path.exists(f"{path}.json") else {})
+
+
+def record(name, rows, configs, folder=None):
+    """Write what `recorded` reads."""
+    path = os.path.join(folder or os.path.join(HERE, "results"), name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    write_rows(f"{path}.csv", rows)
+    write_json(f"{path}.json", configs)
+
+
 def run_experiment(name, jobs, seed=None, out=None):
     """Run what results/<name>.csv lacks; a row is written as each run ends, and beside it, in
     <name>.json, the whole configuration of each row (but for the seed).
 
     seed, out: this seed of every row alone, one after the other, into <out>/<name>_seed<seed>.csv.
     """
-    experiment, folder = experiments()[name], out or os.path.join(HERE, "results")
+    experiment, file = experiments()[name], f"{name}_seed{seed}" if out else name
     planned = sorted(set().union(*experiment["seeds"].values()))
     if seed is not None and seed not in planned:
         raise ValueError(f"seed {seed} is not one of {name}'s: {' '.join(map(str, planned))}")
-    path = os.path.join(folder, f"{name}_seed{seed}.csv" if out else f"{name}.csv")
     runs_folder = os.path.join(out or "", "runs", name)
-    for new in (folder, runs_folder):
-        os.makedirs(new, exist_ok=True)
-    rows = read_rows(path) if os.path.exists(path) else []
-    configs = read_json(f"{path[:-4]}.json") if os.path.exists(f"{path[:-4]}.json") else {}
+    os.makedirs(runs_folder, exist_ok=True)
+    rows, configs = recorded(file, out)
     have = {(row["row"], int(row["seed"])) for row in rows}
     runs = {}
     for s in planned if seed is None else [seed]:
@@ -504,8 +516,7 @@ def run_experiment(name, jobs, seed=None, out=None):
         row, run = label.rsplit(" seed ", 1)[0], runs[label][1]
         _same_config(configs, row, read_json(os.path.join(run, "config.json"))["config"], run)
         rows.append({"row": row, **summary})
-        write_rows(path, rows)
-        write_json(f"{path[:-4]}.json", configs)
+        record(file, rows, configs, out)
         print(label, f"success {summary['success']:.3f}" if "success" in summary else "done",
               flush=True)
 
@@ -534,19 +545,14 @@ def gather(folder):
         name = file.rsplit("_seed", 1)[0]
         if name not in names:
             raise ValueError(f"{file}: there is no experiment {name}; known: {', '.join(names)}")
-        path = os.path.join(HERE, "results", f"{name}.csv")
-        rows = read_rows(path) if os.path.exists(path) else []
+        (rows, configs), (theirs, their_configs) = recorded(name), recorded(file[:-4], folder)
         have = {(row["row"], row["seed"]) for row in rows}
-        new = [row for row in read_rows(os.path.join(folder, file))
-               if (row["row"], row["seed"]) not in have]
-        configs = read_json(f"{path[:-4]}.json") if os.path.exists(f"{path[:-4]}.json") else {}
-        theirs = read_json(os.path.join(folder, f"{file[:-4]}.json"))
+        new = [row for row in theirs if (row["row"], row["seed"]) not in have]
         for row in new:
-            _same_config(configs, row["row"], theirs[row["row"]], os.path.join(folder, file))
+            _same_config(configs, row["row"], their_configs[row["row"]],
+                         os.path.join(folder, file))
         if new:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            write_rows(path, rows + new)
-            write_json(f"{path[:-4]}.json", configs)
+            record(name, rows + new, configs)
         added += len(new)
     return added
 
@@ -557,8 +563,7 @@ def cost(name):
     Missing seeds are taken to cost what their row's others did, missing rows what all rows did;
     0 without any run.
     """
-    experiment, path = experiments()[name], os.path.join(HERE, "results", f"{name}.csv")
-    rows, minutes = read_rows(path) if os.path.exists(path) else [], 0.0
+    experiment, (rows, _), minutes = experiments()[name], recorded(name), 0.0
     all_rows = [float(r["train_seconds"]) for r in rows]
     for row in experiment["rows"]:
         seconds = [x for x, r in zip(all_rows, rows) if r["row"] == row]
@@ -587,9 +592,7 @@ def compare(one, other):
     sides, lines = [], []
     for which in (one, other):
         name, row = which.partition(":")[::2]
-        path = os.path.join(HERE, "results", f"{name}.csv")
-        rows = read_rows(path) if name in experiments() and os.path.exists(path) else []
-        sides.append([r for r in rows if r["row"] == row])
+        sides.append([r for r in recorded(name)[0] if r["row"] == row])
         if not sides[-1]:
             raise ValueError(f"{which}: no such row in results/; rows are named NAME:ROW, such as "
                              "hiro:hiro")
@@ -608,11 +611,9 @@ def compare(one, other):
 
 def table(name):
     """The markdown table of an experiment, from results/<name>.csv."""
-    experiment = experiments()[name]
-    path = os.path.join(HERE, "results", f"{name}.csv")
-    if not os.path.exists(path):
+    experiment, (rows, _) = experiments()[name], recorded(name)
+    if not rows:
         return f"{experiment['title']}: not run yet."
-    rows = read_rows(path)
     columns, shown = experiment["columns"], experiment["each"]
     published = experiment["published"]
     lists = {c for r in rows for c in columns if " " in r.get(c, "")}      # a number for each task
@@ -653,7 +654,7 @@ def _short(text):
 def draw_curves(name):
     """pictures/<name>.png: a panel for each row and each column of `picture` that it has, a thin
     line for each seed under the mean; over the steps of training, or over the distance."""
-    one, rows = experiments()[name], read_rows(os.path.join(HERE, "results", f"{name}.csv"))
+    one, (rows, _) = experiments()[name], recorded(name)
     panels = [(row, column, [r for r in rows if r["row"] == row and r.get(column)])
               for row in one["rows"] for column in one["picture"]]
     panels = [panel for panel in panels if panel[2]]
@@ -734,7 +735,7 @@ def _program():
     except (ValueError, OSError) as e:
         refuse(e)
     for name, one in experiments().items():
-        if one["picture"] and os.path.exists(os.path.join(HERE, "results", f"{name}.csv")):
+        if one["picture"] and recorded(name)[0]:
             draw_curves(name)
     readme = os.path.join(HERE, "README.md")
     with open(readme) as file:
