@@ -657,11 +657,12 @@ def draw_curves(name):
     one, (rows, _) = experiments()[name], recorded(name)
     panels = [(row, column, [r for r in rows if r["row"] == row and r.get(column)])
               for row in one["rows"] for column in one["picture"]]
-    panels = [panel for panel in panels if panel[2]]
+    panels = [(row, column, seeds, np.array([r[column].split() for r in seeds], float))
+              for row, column, seeds in panels if seeds]
+    shares = all(curves.max() <= 1 for *_, curves in panels)        # then of one scale
     figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.8), squeeze=False,
-                                sharey=len(one["picture"]) == 1, layout="constrained")
-    for ax, (row, column, seeds) in zip(axes[0], panels):
-        curves = np.array([r[column].split() for r in seeds], float)
+                                sharey=shares, layout="constrained")
+    for ax, (row, column, seeds, curves) in zip(axes[0], panels):
         x, label = np.arange(1, curves.shape[1] + 1), "distance to the goal"
         if column.endswith("_curve"):
             x, label = x * int(seeds[0]["env_steps"]) / len(x), "steps"
@@ -669,7 +670,8 @@ def draw_curves(name):
         ax.plot(x, curves.mean(0), "C1", lw=2)
         ax.set(title=f"{row} ({len(curves)} seeds)", xlabel=label,
                ylabel=column.removesuffix("_curve").replace("_", " "))
-        ax.set_ylim(-0.03, 1.03 if curves.max() <= 1 else None)
+        if column.startswith("success"):
+            ax.set_ylim(-0.03, 1.03)
         ax.title.set_fontsize(9)
     save_figure(figure, os.path.join(HERE, "pictures", f"{name}.png"))
 
