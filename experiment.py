@@ -459,10 +459,16 @@ def experiments():
     first). NAME published = TEXT: what others report for that row. picture = COLUMNS: lists of
     numbers (over training, or over the distance) that `report` draws.
     """
-    ini = configparser.ConfigParser(interpolation=None)
+    ini = configparser.ConfigParser(interpolation=None, delimiters="=")
     ini.optionxform = str
-    ini.read(os.path.join(HERE, "experiments.ini"))
+    try:
+        ini.read(os.path.join(HERE, "experiments.ini"))
+    except configparser.Error as e:
+        raise ValueError(f"experiments.ini cannot be read: {' '.join(str(e).split())}") from None
     known = ("title", "seeds", "columns", "each", "picture")
+    for name, section in ini.items():
+        if missing := [x for x in known[:3] if name != "DEFAULT" and x not in section]:
+            raise ValueError(f"experiments.ini: section {name} has no line {missing[0]} = ...")
     return {name: {"title": section["title"], "columns": section["columns"].split(),
                    "each": section.get("each", section["columns"].split()[0]).split(),
                    "picture": section.get("picture", "").split(),
@@ -702,7 +708,11 @@ def _program():
     p.add_argument("--list", action="store_true", help="every experiment, and what it costs")
     commands = p.add_subparsers(dest="command")
     run = commands.add_parser("run", help="run what is missing of an experiment")
-    run.add_argument("name", choices=list(experiments()))
+    try:
+        names = list(experiments())
+    except ValueError as e:
+        refuse(e)
+    run.add_argument("name", choices=names)
     run.add_argument("--jobs", type=int, help="processes at once (default 2)")
     run.add_argument("--seed", type=int, help="this seed alone, in one process; wants --out")
     run.add_argument("--out", metavar="DIR", help="where --seed writes NAME_seedN.csv")

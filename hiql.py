@@ -53,7 +53,9 @@ ogbench, impls/agents/hiql.py) differ, and what is done here:
      (`eyes`), and but for stitch data, of a state and its goal also the way from one to the other
      (`pair`; C, O: the positions); discount 0.997, giant 0.998 (O: 0.99, giant 0.995); value goals
      70 % from the trajectory's future and 10 % random (O: 50 and 30 %); target rate 0.3, Adam
-     1e-3, and the value before the policies [D9].
+     1e-3, and the value before the policies [D9]. On stitch data, whose trajectories have 200
+     rows, future goals by the discount 0.99 (`--goal-gamma`; by 0.997 most are the last row), and
+     the manager's inverse temperature 0.3, lest nearly all its weights be 100.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -117,6 +119,7 @@ class Config:
                                 "manager use them all the same, gciql and gcbc cannot")
     p_current: float = option(0.2, "value goals: the state itself (C, O)")
     p_future: float = option(0.5, "value goals: geometric future (C, O)")
+    goal_gamma: float = option(0.0, "discount of that geometric future; 0: the value's (C, O)")
     p_random: float = option(0.3, "value goals: random (C, O)")
     high_random: float = option(0.0, "policy goals: fraction of random ones (C: 0.3; O: 0, on "
                                 "stitch data 0.5)")
@@ -143,7 +146,7 @@ FAST = {                                # and what the preset changes there [D12
                       target_rate=0.3, lr=1e-3, schedule="sequential", steps=30_000,
                       policy_steps=15_000),
     "pointmaze-giant": dict(gamma=0.998),
-    "pointmaze-*-stitch": dict(features="bumps"),
+    "pointmaze-*-stitch": dict(features="bumps", goal_gamma=0.99, high_alpha=0.3),
 }
 PAPER = dict(lr=3e-4, decay=False, target_rate=0.005, high_alpha=3.0, low_alpha=3.0, kinks="zero")
 QUICK = dict(steps=300, policy_steps=0, batch=128, hidden=(64, 64), eval_every=150, episodes=4)
@@ -184,6 +187,7 @@ def resolve(given):
     experiment.demand(c, lambda x: len(x) and min(x) > 0, "positive sizes such as 128,128",
                       "hidden")
     experiment.demand(c, lambda x: 0 < x < 1, "in (0, 1)", "gamma", "expectile", "target_rate")
+    experiment.demand(c, lambda x: 0 <= x < 1, "in [0, 1)", "goal_gamma")
     experiment.demand(c, lambda x: 0 <= x <= 1, "in [0, 1]", "p_current", "p_future", "p_random",
                       "high_random", "action_free")
     experiment.demand(c, lambda x: 0 <= x < math.inf, "at least 0", "high_alpha", "low_alpha",
@@ -281,7 +285,8 @@ def sample(data, labelled, rng, c, see=position):
     """One batch: indices of rows, then hindsight goals [D5][D6], states by `see`.
 
     Value goals g: row i itself with p_current, row min(i + Geometric(1 - gamma), fin) with
-    p_future, any row with p_random; fin is the last row that has a transition.
+    p_future (goal_gamma in place of gamma, if given), any row with p_random; fin is the last row
+    that has a transition.
     Policy goals: a row uniform between min(i + 1, fin) and fin, or with high_random any row; the
     subgoal w of the manager is k steps ahead or at the goal, that of the worker k steps ahead.
     The worker's rows (s_low, a, ...) are the same rows i unless some actions are hidden.
@@ -303,7 +308,7 @@ def sample(data, labelled, rng, c, see=position):
         return goal, w
 
     i = draw(valid)
-    future = np.minimum(i + rng.geometric(1 - c.gamma, n), last[i] - 1)
+    future = np.minimum(i + rng.geometric(1 - (c.goal_gamma or c.gamma), n), last[i] - 1)
     u = rng.random(n)
     goal = np.where(u < c.p_current, i, np.where(u < c.p_current + c.p_future, future, draw(valid)))
     success = goal == i if c.success == "index" else (obs[goal] == obs[i]).all(-1)
@@ -782,7 +787,8 @@ def draw(problem, params, run, shown):
 
 def exact_value(c, env, data):
     """On grids: the exact V (n, n) that the value loss regresses to on this data set."""
-    counts = envs.goal_counts(env, data, c.gamma, c.p_current, c.p_future, c.p_random, c.success)
+    counts = envs.goal_counts(env, data, c.goal_gamma or c.gamma, c.p_current, c.p_future,
+                              c.p_random, c.success)
     return envs.expectile_values(env, *counts, c.gamma, c.expectile)
 
 

@@ -710,6 +710,9 @@ def test_presets():
     assert (c.gamma, c.target_rate, c.p_future, c.p_random, c.k) == (0.997, 0.2, 0.7, 0.1, 25)
     c = hiql.resolve({"env": "pointmaze-giant-stitch-v0"})
     assert (c.gamma, c.k, c.high_random, c.features) == (0.998, 25, 0.5, "bumps")
+    assert (c.goal_gamma, c.high_alpha, c.low_alpha) == (0.99, 0.3, 10)
+    c = hiql.resolve({"env": "pointmaze-large-stitch-v0", "preset": "paper"})
+    assert (c.goal_gamma, c.high_alpha, c.features) == (0, 3, "position")
 
 
 @pytest.mark.parametrize("name", ["grid-fourrooms", "point-medium"])
@@ -833,13 +836,16 @@ def test_sampling_of_a_single_trajectory():
     assert (b["w_high"][:, 1] == np.minimum(b["s"][:, 1] + 2, 4)).all()
 
 
-@pytest.mark.parametrize("success", ["index", "state"])
-def test_sampled_goals_have_the_counted_distribution(success):
+@pytest.mark.parametrize("success, discounts", [("index", {"gamma": 0.7}),
+                                                ("state", {"gamma": 0.9, "goal_gamma": 0.7})])
+def test_sampled_goals_have_the_counted_distribution(success, discounts):
     """2 million draws of `sample` against `goal_counts`, for every (s, move, g) and success."""
     env, rng = envs.make("grid-fourrooms"), np.random.default_rng(0)
     data = chain((1, 2, 3, 3, 2), (5, 4, 4, 4, 3, 2, 1), (2, 3))
-    c = hiql.resolve({"env": env.name, "gamma": 0.7, "batch": 2_000_000, "success": success})
+    c = hiql.resolve({"env": env.name, "batch": 2_000_000, "success": success, **discounts})
     at_goal, go_on = envs.goal_counts(env, data, 0.7, 0.2, 0.5, 0.3, success)
+    assert hiql.exact_value(c, env, data) == pytest.approx(
+        envs.expectile_values(env, at_goal, go_on, c.gamma, c.expectile), nan_ok=True)
     assert at_goal.sum() + go_on.sum() == pytest.approx(1)
     b = hiql.sample(data, data.valid, rng, c)
     s, s1, g = (env.number(b[k]) for k in ("s", "s1", "g"))
@@ -1463,7 +1469,7 @@ def test_the_readme_names_what_exists():
 
 def test_results_are_those_of_the_command_lines():
     """Each committed row belongs to a row of experiments.ini, to one of its seeds, and to the
-    configuration its command line means today."""
+    configuration its command line means today; options it does not know are at their defaults."""
     for name, one in experiment.experiments().items():
         path = os.path.join(HERE, "results", name)
         assert {k.removesuffix(" seeds") for k in one["seeds"] if k.endswith(" seeds")} | set(
@@ -1481,9 +1487,11 @@ def test_results_are_those_of_the_command_lines():
                 continue
             module = {"hiql.py": hiql, "hiro.py": hiro}[program]
             given = experiment.parser(module.Config, "").parse_args(words)
-            meant = dataclasses.asdict(module.resolve(vars(given)))
+            meant = json.loads(json.dumps(dataclasses.asdict(module.resolve(vars(given)))))
             meant.pop("seed")
-            assert config == json.loads(json.dumps(meant)), (name, row)
+            later = {x: meant.pop(x) for x in set(meant) - set(config)}     # options new since
+            assert config == meant, (name, row)
+            assert all(x == getattr(module.Config, option) for option, x in later.items())
 
 
 def test_cost_of_an_experiment(tmp_path, monkeypatch):
@@ -1498,6 +1506,18 @@ def test_cost_of_an_experiment(tmp_path, monkeypatch):
         for row, seed, seconds in (("p", 0, 60), ("p", 1, 120), ("q", 0, 240))])
     minutes, done, total = experiment.cost("a")
     assert (done, total) == (3, 10) and minutes == pytest.approx(4 * 1.5 + 2 * 4 + 4 * 7 / 3)
+
+
+def test_a_wrong_line_of_experiments_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiment, "HERE", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["experiment.py", "--list"])
+    for text, words in (("[a]\ntitle = T\nseeds = 0\n", "section a has no line columns = ..."),
+                        ("title = T\n", "cannot be read"), ("[a]\n[a]\n", "'a' already exists")):
+        (tmp_path / "experiments.ini").write_text(text)
+        with pytest.raises(SystemExit) as stop:
+            experiment._program()
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and words in said and said.count("\n") == 1
 
 
 def test_curves_of_an_experiment_are_drawn(tmp_path, monkeypatch):
