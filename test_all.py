@@ -591,7 +591,7 @@ def test_ogbench_ties_between_shortest_paths():
 def test_controllers_reach_what_they_reach_in_ogbench():
     """Against MuJoCo with OGBench: collector 0.98 (medium), straight 1.0, 0.5, 0, 0, 0."""
     c = {kind: hiql.resolve({"env": "pointmaze-medium-navigate-v0", "agent": kind,
-                             "episodes": 40}) for kind in hiql.CONTROLLERS}
+                             "episodes": 12}) for kind in hiql.CONTROLLERS}
     env, success = envs.make(c["random"].env), {}
     for kind in c:
         problem = SimpleNamespace(config=c[kind], env=env)
@@ -1811,7 +1811,7 @@ def test_policy_and_targets_are_delayed(monkeypatch):
               1e-5)
 
 
-def walker(seed=0, goal_transition=None, updates=4000):
+def walker(seed=0, goal_transition=None, updates=2500):
     """TD3 as a worker on an empty line against its optimum: errors of Q (of its range) and mu.
 
     Steps of 0.2 a, goals up to 2 away: Q*(g, a*) = -sum_i gamma^i max(|g| - 0.2 (i + 1), 0).
