@@ -456,8 +456,8 @@ def experiments():
     """Sections of experiments.ini: title, seeds, columns, and one command line for each row.
 
     seeds of a single row: NAME seeds = A-B. each: the columns shown for every seed (default: the
-    first). NAME published = TEXT: what others report for that row. picture = COLUMNS: lists of
-    numbers (over training, or over the distance) that `report` draws.
+    first). NAME published = TEXT: what others report for that row. beside = NAME:ROW ...: rows of
+    other experiments, shown too. picture = COLUMNS: what `report` draws (`draw_experiment`).
     """
     ini = configparser.ConfigParser(interpolation=None, delimiters="=")
     ini.optionxform = str
@@ -465,13 +465,14 @@ def experiments():
         ini.read(os.path.join(HERE, "experiments.ini"))
     except configparser.Error as e:
         raise ValueError(f"experiments.ini cannot be read: {' '.join(str(e).split())}") from None
-    known = ("title", "seeds", "columns", "each", "picture")
+    known = ("title", "seeds", "columns", "each", "picture", "beside")
     for name, section in ini.items():
         if missing := [x for x in known[:3] if name != "DEFAULT" and x not in section]:
             raise ValueError(f"experiments.ini: section {name} has no line {missing[0]} = ...")
     return {name: {"title": section["title"], "columns": section["columns"].split(),
                    "each": section.get("each", section["columns"].split()[0]).split(),
                    "picture": section.get("picture", "").split(),
+                   "beside": shlex.split(section.get("beside", "")),
                    "rows": {k: v for k, v in section.items()
                             if k not in known and not k.endswith((" seeds", " published"))},
                    "published": {k.removesuffix(" published"): v for k, v in section.items()
@@ -615,9 +616,21 @@ def compare(one, other):
     return lines
 
 
+def _shown(name):
+    """{row: its runs by seed} of what is in results/: rows named `beside`, then the own ones."""
+    experiment, found = experiments()[name], {}
+    for where, row in [x.split(":", 1) for x in experiment["beside"]] + [
+            (name, row) for row in experiment["rows"]]:
+        runs = sorted((r for r in recorded(where)[0] if r["row"] == row),
+                      key=lambda r: int(r["seed"]))
+        if runs:
+            found[row if where == name else f"{row} (`{where}`)"] = runs
+    return found
+
+
 def table(name):
     """The markdown table of an experiment, from results/<name>.csv."""
-    experiment, (rows, _) = experiments()[name], recorded(name)
+    experiment, rows, shown_rows = experiments()[name], recorded(name)[0], _shown(name)
     if not rows:
         return f"{experiment['title']}: not run yet."
     columns, shown = experiment["columns"], experiment["each"]
@@ -628,10 +641,7 @@ def table(name):
     heads += ["mean", "published"] if published else []
     lines = [experiment["title"], "", f"| row | {' | '.join(heads)} |",
              "|---" * (1 + len(heads)) + "|"]
-    for row in experiment["rows"]:
-        mine = sorted((r for r in rows if r["row"] == row), key=lambda r: int(r["seed"]))
-        if not mine:
-            continue
+    for row, mine in shown_rows.items():
         cells = []
         for c in columns:
             if c in lists:
@@ -657,28 +667,45 @@ def _short(text):
     return "-" if not text else f"{float(text):.2f}" if float(text) < 10 else f"{float(text):.0f}"
 
 
-def draw_curves(name):
-    """pictures/<name>.png: a panel for each row and each column of `picture` that it has, a thin
-    line for each seed under the mean; over the steps of training, or over the distance."""
-    one, (rows, _) = experiments()[name], recorded(name)
-    panels = [(row, column, [r for r in rows if r["row"] == row and r.get(column)])
-              for row in one["rows"] for column in one["picture"]]
-    panels = [(row, column, seeds, np.array([r[column].split() for r in seeds], float))
-              for row, column, seeds in panels if seeds]
-    shares = all(curves.max() <= 1 for *_, curves in panels)        # then of one scale
+def draw_experiment(name):
+    """pictures/<name>.png: the columns `picture`, every seed.
+
+    A column of lists (over training, or over the distance): a panel for each row, each seed a thin
+    line under the mean. A column of numbers: one panel, for each row the seeds as dots above their
+    interquartile mean and its interval.
+    """
+    panels, rows = [], _shown(name)
+    for column in experiments()[name]["picture"]:
+        runs = {row: [r[column].split() for r in seeds if r.get(column)]
+                for row, seeds in rows.items()}
+        runs = {row: np.array(x, float) for row, x in runs.items() if x}
+        single = all(x.shape[1] == 1 for x in runs.values())
+        panels += [(column, runs)] if single else [(column, {row: x}) for row, x in runs.items()]
     figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.8), squeeze=False,
-                                sharey=shares, layout="constrained")
-    for ax, (row, column, seeds, curves) in zip(axes[0], panels):
-        x, label = np.arange(1, curves.shape[1] + 1), "distance to the goal"
+                                layout="constrained")
+    tops = [max(x.max() for x in runs.values()) for _, runs in panels]
+    curves = [top for top, (_, runs) in zip(tops, panels) if list(runs.values())[0].shape[1] > 1]
+    for ax, top, (column, runs) in zip(axes[0], tops, panels):
+        (row, y), label = list(runs.items())[0], column.removesuffix("_curve").replace("_", " ")
+        if y.shape[1] == 1:
+            for i, x in enumerate(runs.values()):
+                mean, low, high = interval(x[:, 0])
+                ax.plot(x[:, 0], np.full(len(x), -i), "C0o", ms=4, alpha=0.4)
+                ax.errorbar(mean, -i - 0.25, xerr=[[mean - low], [high - mean]], fmt="C1|", capsize=3)
+            names = [f"{row} ({len(x)})".replace("`", "") for row, x in runs.items()]
+            ax.set_yticks(-np.arange(len(runs)), names, fontsize=7)
+            top = max(top, 1)
+            ax.set(xlabel=label, xlim=(-0.05 * top, 1.05 * top), ylim=(0.4 - len(runs), 0.4))
+            continue
+        x, over = np.arange(1, y.shape[1] + 1), "distance to the goal"
         if column.endswith("_curve"):
-            x, label = x * int(seeds[0]["env_steps"]) / len(x), "steps"
-        ax.plot(x, curves.T, "C0", lw=0.6, alpha=0.5)
-        ax.plot(x, curves.mean(0), "C1", lw=2)
-        ax.set(title=f"{row} ({len(curves)} seeds)", xlabel=label,
-               ylabel=column.removesuffix("_curve").replace("_", " "))
-        if column.startswith("success"):
-            ax.set_ylim(-0.03, 1.03)
-        ax.title.set_fontsize(9)
+            x, over = x * int(rows[row][0]["env_steps"]) / len(x), "steps"
+        ax.plot(x, y.T, "C0", lw=0.6, alpha=0.5)
+        ax.plot(x, y.mean(0), "C1", lw=2)
+        ax.set(xlabel=over, ylabel=label)
+        ax.set_title(f"{row} ({len(y)} seeds)", fontsize=9)
+        if max(curves) <= 1:                            # shares: all on one scale
+            ax.set_ylim(-0.05 * max(curves), 1.05 * max(curves))
     save_figure(figure, os.path.join(HERE, "pictures", f"{name}.png"))
 
 
@@ -748,7 +775,7 @@ def _program():
         refuse(e)
     for name, one in experiments().items():
         if one["picture"] and recorded(name)[0]:
-            draw_curves(name)
+            draw_experiment(name)
     readme = os.path.join(HERE, "README.md")
     with open(readme) as file:
         old = file.read()

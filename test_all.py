@@ -1520,24 +1520,33 @@ def test_a_wrong_line_of_experiments_is_told(tmp_path, monkeypatch, capsys):
         assert stop.value.code == 2 and words in said and said.count("\n") == 1
 
 
-def test_curves_of_an_experiment_are_drawn(tmp_path, monkeypatch):
-    """A panel for each list that a row has, each seed a line under the mean, over its steps."""
+def test_picture_of_an_experiment(tmp_path, monkeypatch):
+    """A panel for each list that a row has, each seed a line under the mean, over its steps; one
+    for a number, with the seeds of all rows, those beside it first, and their interval."""
     monkeypatch.setattr(experiment, "HERE", str(tmp_path))
     (tmp_path / "experiments.ini").write_text(
-        "[a]\ntitle = T\nseeds = 0-1\ncolumns = success\npicture = x_curve y\n"
-        "p = hiro.py\nq = hiro.py\n")
+        "[a]\ntitle = T\nseeds = 0-1\ncolumns = success\npicture = success x_curve y\n"
+        "beside = 'b:r s'\np = hiro.py\nq = hiro.py\n"
+        "[b]\ntitle = T\nseeds = 0\ncolumns = success\nr s = hiro.py\nt = hiro.py\n")
     (tmp_path / "results").mkdir()
     (tmp_path / "pictures").mkdir()
+    experiment.write_rows(tmp_path / "results" / "b.csv", [
+        {"row": "r s", "seed": 0, "success": 0.5}, {"row": "t", "seed": 0, "success": 1}])
     experiment.write_rows(tmp_path / "results" / "a.csv", [
-        {"row": "p", "seed": 0, "env_steps": 40, "x_curve": [0, 1], "y": [3, 2, 1]},
-        {"row": "p", "seed": 1, "env_steps": 40, "x_curve": [1, 1], "y": [5, 4, 3]},
+        {"row": "p", "seed": 1, "success": 1, "env_steps": 40, "x_curve": [1, 1], "y": [5, 4, 3]},
+        {"row": "p", "seed": 0, "success": 0, "env_steps": 40, "x_curve": [0, 1], "y": [3, 2, 1]},
         {"row": "q", "seed": 0, "env_steps": 40, "y": [1, 1, 1]}])
     drawn = {}
     monkeypatch.setattr(experiment, "save_figure", lambda f, path: drawn.update({path: f}))
-    experiment.draw_curves("a")
+    experiment.draw_experiment("a")
     ((path, figure),) = drawn.items()
     assert path == str(tmp_path / "pictures" / "a.png")
     lines = [[line.get_xydata().T.tolist() for line in ax.lines] for ax in figure.axes]
+    dots = [line[:2] for line in lines.pop(0) if len(set(line[1])) == 1 and line[1][0] % 1 == 0]
+    assert dots == [[[0.5], [0]], [[0, 1], [-1, -1]]]
+    assert [x.get_text() for x in figure.axes[0].get_yticklabels()] == ["r s (b) (1)", "p (2)"]
+    (_, high), (_, both) = (bar.get_segments()[0] for bar in figure.axes[0].collections)
+    assert tuple(high) == (0.5, -0.25) and tuple(both) == (1, -1.25)
     assert lines == [[[[20, 40], [0, 1]], [[20, 40], [1, 1]], [[20, 40], [0.5, 1]]],
                      [[[1, 2, 3], [3, 2, 1]], [[1, 2, 3], [5, 4, 3]], [[1, 2, 3], [4, 3, 2]]],
                      [[[1, 2, 3], [1, 1, 1]]] * 2]
@@ -1577,6 +1586,12 @@ def test_table_by_hand(tmp_path, monkeypatch):
                         "seeds) | 0.25 0.50 0.75 0.90 | 0.600 | 0.79 |")
     assert lines[5] == "| y | 1 [1, 1] | 1.00 1.00 |  | 1.00 | 1.000 |  |"
     assert lines[6:] == ["", "Seeds 0 1 2 3; `results/a.csv`, by `python experiment.py run a`."]
+    with open(tmp_path / "experiments.ini", "a") as file:
+        file.write("[b]\ntitle = T\nseeds = 5\ncolumns = success\nbeside = a:y\nx = hiql.py\n")
+    experiment.write_rows(tmp_path / "results" / "b.csv", [{"row": "x", "seed": 5, "success": 0}])
+    assert experiment.table("b").split("\n")[4:] == [
+        "| y (`a`) | 1 [1, 1] | 1.00 |", "| x | 0 [0, 0] | 0.00 |", "",
+        "Seeds 5; `results/b.csv`, by `python experiment.py run b`."]
 
 
 @pytest.mark.parametrize("name, letter", [("hiql.py", "D"), ("hiro.py", "E")])
