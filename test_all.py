@@ -1569,9 +1569,9 @@ def test_table_by_hand(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "HERE", str(tmp_path))
     (tmp_path / "experiments.ini").write_text(
         "[a]\ntitle = T\nseeds = 0-3\ncolumns = success success_per_task first\n"
-        "x = hiql.py\ny = hiql.py --env z\ny seeds = 0-0\nx published = 0.79\nnone = hiql.py\n")
+        "x = hiql.py\ny = hiql.py --env z\ny seeds = 0-0\nx published = 0.79\nno: ne = hiql.py\n")
     assert experiment.experiments()["a"]["rows"] == {
-        "x": "hiql.py", "y": "hiql.py --env z", "none": "hiql.py"}
+        "x": "hiql.py", "y": "hiql.py --env z", "no: ne": "hiql.py"}
     rows = [("x", 1, 0.5, [1, 0], ""), ("x", 0, 0.25, [0.5, 0], 30), ("x", 2, 0.75, [1, 0.5], ""),
             ("x", 3, 0.9, [0.9, 0.9], 10), ("y", 0, 1, [1, 1], "")]
     (tmp_path / "results").mkdir()
