@@ -33,7 +33,7 @@ import time
 
 import numpy as np
 import scipy
-from scipy.stats import trim_mean
+from scipy.stats import bootstrap, trim_mean
 
 import nets
 from envs import plt, save_figure
@@ -578,19 +578,20 @@ def cost(name):
     return minutes, len(rows), sum(len(experiment["seeds"][row]) for row in experiment["rows"])
 
 
-def interval(x, samples=2000):
-    """Interquartile mean of x over seeds, and its 95 % percentile-bootstrap interval.
+def interval(*samples):
+    """Interquartile mean over seeds of one sample, or the difference of those of two, and its 95 %
+    percentile-bootstrap interval: (mean, low, high).
 
     Whole seeds are drawn anew: every draw has all tasks, and those that fail together stay so.
     """
-    low, high = np.percentile(_bootstrap(x, samples, np.random.default_rng(0)), [2.5, 97.5])
-    return trim_mean(x, 0.25), low, high
+    def statistic(*drawn, axis=-1):
+        means = [trim_mean(x, 0.25, axis=axis) for x in drawn]
+        return means[0] - means[1] if len(means) == 2 else means[0]
 
-
-def _bootstrap(x, samples, rng):
-    """Interquartile means (samples,) of x drawn anew with replacement."""
-    x = np.asarray(x, float)
-    return trim_mean(x[rng.integers(len(x), size=(samples, len(x)))], 0.25, axis=1)
+    samples = [np.repeat(np.asarray(x, float), 1 + (len(x) == 1)) for x in samples]    # scipy: >= 2
+    drawn = bootstrap(samples, statistic, n_resamples=2000, vectorized=True, method="percentile",
+                      random_state=np.random.default_rng(0)).confidence_interval
+    return statistic(*samples), drawn.low, drawn.high
 
 
 def compare(one, other):
@@ -607,12 +608,10 @@ def compare(one, other):
         x, y = (np.array([float(r[column]) for r in side if r.get(column)
                           and " " not in r[column]]) for side in sides)
         if len(x) and len(y):
-            rng = np.random.default_rng(0)
-            draws = _bootstrap(x, 2000, rng) - _bootstrap(y, 2000, rng)
-            low, high = np.percentile(draws, [2.5, 97.5])
-            a, b = trim_mean(x, 0.25), trim_mean(y, 0.25)
-            lines.append(f"{column.replace('_', ' ')}: {a:.3f} ({len(x)} seeds) - {b:.3f} "
-                         f"({len(y)} seeds) = {a - b:+.3f} [{low:+.3f}, {high:+.3f}]")
+            less, low, high = interval(x, y)
+            lines.append(f"{column.replace('_', ' ')}: {trim_mean(x, 0.25):.3f} ({len(x)} seeds) - "
+                         f"{trim_mean(y, 0.25):.3f} ({len(y)} seeds) = {less:+.3f} "
+                         f"[{low:+.3f}, {high:+.3f}]")
     return lines
 
 
