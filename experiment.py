@@ -456,8 +456,8 @@ def experiments():
     """Sections of experiments.ini: title, seeds, columns, and one command line for each row.
 
     seeds of a single row: NAME seeds = A-B. each: the columns shown for every seed (default: the
-    first). NAME published = TEXT: what others report for that row. beside = NAME:ROW ...: rows of
-    other experiments, shown too. picture = COLUMNS: what `report` draws (`draw_experiment`).
+    first). NAME published = TEXT: what others report for that row. beside = NAME:ROW ...: other
+    rows to show (`_runs`). picture = COLUMNS: what `report` draws (`draw_experiment`).
     """
     ini = configparser.ConfigParser(interpolation=None, delimiters="=")
     ini.optionxform = str
@@ -594,16 +594,25 @@ def interval(*samples):
     return statistic(*samples), drawn.low, drawn.high
 
 
+def _runs(which):
+    """The runs of a row NAME:ROW by seed; of NAME:ROW:PART the columns PART_... without that
+    prefix, such as default:hiql:flat, the flat policy trained in hiql's runs."""
+    name, row, part = (which.split(":", 2) + ["", ""])[:3]
+    runs = sorted((r for r in recorded(name)[0] if r["row"] == row), key=lambda r: int(r["seed"]))
+    if not part:
+        return runs
+    return [{"seed": r["seed"], **{column.removeprefix(f"{part}_"): x for column, x in r.items()
+                                   if column.startswith(f"{part}_")}} for r in runs]
+
+
 def compare(one, other):
-    """Two rows, each NAME:ROW -> a line for each column of the first experiment that both have:
-    the difference of the interquartile means, and its 95 % percentile-bootstrap interval."""
-    sides, lines = [], []
-    for which in (one, other):
-        name, row = which.partition(":")[::2]
-        sides.append([r for r in recorded(name)[0] if r["row"] == row])
-        if not sides[-1]:
+    """Two rows, each NAME:ROW or NAME:ROW:PART -> a line for each column of the first experiment
+    that both have: the difference of the interquartile means, and its 95 % interval."""
+    sides, lines = [_runs(one), _runs(other)], []
+    for which, side in zip((one, other), sides):
+        if not side or "success" not in side[0]:
             raise ValueError(f"{which}: no such row in results/; rows are named NAME:ROW, such as "
-                             "hiro:hiro")
+                             "hiro:hiro, or NAME:ROW:PART, such as default:hiql:flat")
     for column in experiments()[one.partition(":")[0]]["columns"]:
         x, y = (np.array([float(r[column]) for r in side if r.get(column)
                           and " " not in r[column]]) for side in sides)
@@ -616,14 +625,12 @@ def compare(one, other):
 
 
 def _shown(name):
-    """{row: its runs by seed} of what is in results/: rows named `beside`, then the own ones."""
+    """{row: its runs} of what is in results/: rows named `beside`, then the own ones."""
     experiment, found = experiments()[name], {}
-    for where, row in [x.split(":", 1) for x in experiment["beside"]] + [
-            (name, row) for row in experiment["rows"]]:
-        runs = sorted((r for r in recorded(where)[0] if r["row"] == row),
-                      key=lambda r: int(r["seed"]))
-        if runs:
-            found[row if where == name else f"{row} (`{where}`)"] = runs
+    for which in experiment["beside"] + [f"{name}:{row}" for row in experiment["rows"]]:
+        if runs := _runs(which):
+            where, *row = which.split(":")
+            found[row[-1] if where == name else f"{row[-1]} (`{where}`)"] = runs
     return found
 
 
@@ -746,7 +753,7 @@ def _program():
     renew.add_argument("--gather", metavar="DIR", help="add what `run --seed --out DIR` wrote")
     two = commands.add_parser("compare", help="the difference of two rows, with its interval")
     for which in ("one", "other"):
-        two.add_argument(which, metavar="NAME:ROW")
+        two.add_argument(which, metavar="NAME:ROW[:PART]")
     given = p.parse_args()
     if given.list:
         hours = 0.0

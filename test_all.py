@@ -1443,13 +1443,17 @@ def test_difference_of_two_experiments(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     for name, scores in (("a", (0.9, 0.7, 0.8, 1.0)), ("b", (0.5, 0.6, 0.6, 0.7))):
         experiment.write_rows(tmp_path / "results" / f"{name}.csv", [
-            {"row": "x", "seed": i, "success": x, "per_task": [x, x]}
+            {"row": "x", "seed": i, "success": x, "per_task": [x, x], "flat_success": x / 2}
             for i, x in enumerate(scores)])
     (line,) = experiment.compare("a:x", "b:x")
     assert line.startswith("success: 0.850 (4 seeds) - 0.600 (4 seeds) = +0.250 [+0.1")
     low, high = map(float, re.search(r"\[(.*), (.*)\]", line).groups())
     assert 0.1 <= low < 0.2 and 0.3 < high <= 0.45
     assert "= +0.000 [-" in experiment.compare("a:x", "a:x")[0]
+    assert "0.850 (4 seeds) - 0.425 (4 seeds) = +0.425 [" in experiment.compare("a:x", "a:x:flat")[0]
+    for wrong in ("a:x:flatter", "a:only", "a", "c:x"):
+        with pytest.raises(ValueError, match=f"{wrong}: no such row in results/"):
+            experiment.compare(wrong, "a:x")
 
 
 def test_the_readme_names_what_exists():
@@ -1587,10 +1591,12 @@ def test_table_by_hand(tmp_path, monkeypatch):
     assert lines[5] == "| y | 1 [1, 1] | 1.00 1.00 |  | 1.00 | 1.000 |  |"
     assert lines[6:] == ["", "Seeds 0 1 2 3; `results/a.csv`, by `python experiment.py run a`."]
     with open(tmp_path / "experiments.ini", "a") as file:
-        file.write("[b]\ntitle = T\nseeds = 5\ncolumns = success\nbeside = a:y\nx = hiql.py\n")
-    experiment.write_rows(tmp_path / "results" / "b.csv", [{"row": "x", "seed": 5, "success": 0}])
+        file.write("[b]\ntitle = T\nseeds = 5\ncolumns = success\nbeside = a:y b:x:flat\nx = hiql.py\n")
+    experiment.write_rows(tmp_path / "results" / "b.csv", [
+        {"row": "x", "seed": 5, "success": 0, "flat_success": 0.5}])
     assert experiment.table("b").split("\n")[4:] == [
-        "| y (`a`) | 1 [1, 1] | 1.00 |", "| x | 0 [0, 0] | 0.00 |", "",
+        "| y (`a`) | 1 [1, 1] | 1.00 |", "| flat | 0.5 [0.5, 0.5] | 0.50 |",
+        "| x | 0 [0, 0] | 0.00 |", "",
         "Seeds 5; `results/b.csv`, by `python experiment.py run b`."]
 
 
