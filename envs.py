@@ -335,6 +335,10 @@ class PointMaze(Maze):
                 self._push_out(s, np.flatnonzero(near))
         return s
 
+    def jump(self, s, rng):
+        """Where agents shown at s (N,2) start their next step from: here all at s."""
+        return s
+
     def _step(self, s, a):
         """The displacement (N,2) that actions a ask for."""
         a = np.asarray(a, float)
@@ -426,7 +430,9 @@ class OGBenchMaze(PointMaze):
     Measured on the simulator: a penetration p of one wall becomes 0.1772152 p along the normal;
     with several contacts MuJoCo's convex problem, in one static step of the plane (see _soften).
     Inlets (`i` in the layout): from within 1.5 of one the agent starts its next step at one of
-    the outlets (`o`), drawn uniformly; as in OGBench the observation shows the jump then.
+    the outlets (`o`), drawn uniformly; as in OGBench the observation shows the jump then. Where
+    it was placed in an inlet, OGBench's first step would not begin with a jump.
+    `reset` and `step` are those of `Maze`: a reward of -1 or 0, OGBench's is 0 or 1.
     """
 
     left, stiffness, friction = 0.1772152, 3.0, 0.5
@@ -443,14 +449,20 @@ class OGBenchMaze(PointMaze):
         ahead = np.where(to[..., None] < 0, len(to), self.distance[to])
         return np.take_along_axis(to, ahead.argmin(1), 1)
 
-    def move(self, s, a, rng=None):
-        """s (N,2), a (N,2), clipped to [-1,1] -> s' (N,2). rng draws the outlets."""
-        s, step = np.array(s, float), self._step(s, a)
+    def jump(self, s, rng):
+        """Where agents shown at s (N,2) start their next step from: those in an inlet elsewhere."""
+        s = np.array(s, float)
         for inlet in self.inlets:
-            jump = np.flatnonzero(((s - inlet) ** 2).sum(-1) <= 1.5**2)
-            if len(jump):
-                s[jump] = self.outlets[rng.integers(len(self.outlets), size=len(jump))]
-        s += step
+            inside = np.flatnonzero(((s - inlet) ** 2).sum(-1) <= 1.5**2)
+            if len(inside):
+                s[inside] = self.outlets[rng.integers(len(self.outlets), size=len(inside))]
+        return s
+
+    def move(self, s, a, rng=None):
+        """s (N,2), a (N,2), clipped to [-1,1] -> s' (N,2). rng draws the outlets; without it
+        nobody jumps."""
+        step = self._step(s, a)
+        s = (np.array(s, float) if rng is None else self.jump(s, rng)) + step
         depth, normal = self._contacts(s)[:2]
         touch = np.flatnonzero((depth > 0).any(-1))
         s[touch] += self._soften(np.maximum(depth[touch], 0), normal[touch])
@@ -463,7 +475,7 @@ class OGBenchMaze(PointMaze):
             min_u |u|^2 + stiffness sum_f max(0, push depth_f - J_f u)^2
         over the facets f of every contact, J = n, n, n + friction t and n - friction t, by
         Newton's method; push is such that a single contact leaves `left` of its depth. The two
-        numbers were fitted to recordings of the simulator.
+        numbers were fitted to the simulator's steps, those with several contacts included.
         """
         tangent = self.friction * np.stack([-normal[..., 1], normal[..., 0]], -1)
         J = np.concatenate([normal, normal, normal + tangent, normal - tangent], 1)
@@ -674,8 +686,12 @@ class Dataset:
 def save_dataset(path, data):
     """Write OGBench's npz layout; under a temporary name first, then renamed."""
     with open(f"{path}.{os.getpid()}.tmp", "wb") as file:       # two processes may do the same
-        np.savez_compressed(file, observations=data.observations, actions=data.actions,
-                            terminals=data.terminals)
+        try:
+            np.savez_compressed(file, observations=data.observations, actions=data.actions,
+                                terminals=data.terminals)
+        except BaseException:                                   # a full disk, Ctrl-C
+            os.unlink(file.name)
+            raise
     os.replace(file.name, path)
 
 
@@ -688,14 +704,16 @@ def load_dataset(path):
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("observations", "actions", "terminals")
                       if key in file.files}
-    except (ValueError, TypeError, AttributeError, EOFError, zlib.error, zipfile.BadZipFile) as e:
+    except (ValueError, TypeError, AttributeError, EOFError, zlib.error, zipfile.BadZipFile,
+            MemoryError, RuntimeError) as e:            # the latter: encrypted, unknown compression
         raise ValueError(f"{path} is not an npz file of plain arrays ({e})") from None
     if missing := {"observations", "actions", "terminals"} - set(arrays):
         raise ValueError(f"{path} has no {', '.join(sorted(missing))}; a data set has "
                          "observations, actions, terminals")
     try:
-        if any(x.dtype.kind not in "fiub" for x in arrays.values()):
-            raise ValueError("arrays must be numbers")
+        if any(not isinstance(x, np.ndarray) or x.dtype.kind not in "fiub" or not x.ndim
+               for x in arrays.values()):
+            raise ValueError("observations, actions and terminals must be arrays of numbers")
         discrete = arrays["actions"].dtype.kind in "iu" and arrays["actions"].ndim == 1
         arrays["actions"] = arrays["actions"].astype(np.int64 if discrete else np.float32,
                                                      copy=False)
@@ -708,9 +726,9 @@ def load_dataset(path):
 def check_dataset(data, env):
     """ValueError unless data can have come from env.
 
-    Point mazes: at most 1 % of the rows in walls, and of the transitions that no wall can have
-    touched at least 99 % are the environment's own. Grids: all rows and transitions (with slip,
-    any move of one step).
+    Point mazes: at most 1 % of the rows in walls, and at least 99 % of the transitions within a
+    tenth of a full step of the environment's own. Grids: all rows and transitions (with slip, any
+    move of one step).
     """
     obs, shape = data.observations, (2,) if not env.discrete else ()
     if obs.shape[1:] != (2,) or data.actions.shape[1:] != shape:
@@ -725,19 +743,19 @@ def check_dataset(data, env):
                          f"{env.name}; the data set is of another maze")
     i = data.valid[:: max(1, len(data.valid) // 100_000)]
     i = i[known[i] & known[i + 1]]
+    if not len(i):
+        raise ValueError(f"no transition lies between free cells of {env.name}")
     if env.discrete:
         if env.slip:
             fits = (env.neighbours[env.number(obs[i])] == env.number(obs[i + 1])[:, None]).any(1)
         else:
             fits = env.success(env.move(obs[i], data.actions[i]), obs[i + 1])
     else:
-        free = obs[i] + env.speed * np.clip(data.actions[i], -1, 1)
-        clear = env._deepest_contact(free)[0] < 0
-        fits = np.abs(free - obs[i + 1])[clear].max(-1) < 1e-3
+        fits = np.abs(env.move(obs[i], data.actions[i]) - obs[i + 1]).max(-1) < 0.1 * env.speed
     if fits.mean() < (1 if env.discrete else 0.99):
-        step = "the move" if env.discrete else f"{env.speed} x action"
-        raise ValueError(f"{1 - fits.mean():.0%} of the free steps are not {step} of {env.name}; "
-                         "the data set is of another environment")
+        step = "the move" if env.discrete else f"{env.speed} x action, as far as walls let it"
+        raise ValueError(f"{1 - fits.mean():.0%} of the steps are not {step}, in {env.name}; the "
+                         "data set is of another environment")
 
 
 def ogbench_dataset(env, folder="datasets"):
@@ -749,16 +767,25 @@ def ogbench_dataset(env, folder="datasets"):
     path = os.path.join(folder, f"{env.name}.npz")
     if not os.path.exists(path):
         recipe = ENVIRONMENTS[env.name][2]
-        print(f"collecting {env.name}: {recipe['episodes']} x {recipe['rows']} rows ...",
-              flush=True)
+        size, rows = f"{recipe['episodes']} x {recipe['rows']} rows", recipe["rows"]
+
+        def tell(done):
+            if sys.stdout.isatty() and (done % 20 == 0 or done == rows):
+                print(f"\r\033[K{env.name}: {size}, {done / rows:.0%}", end="", flush=True)
+
+        print(f"collecting {env.name}: {size} ...", flush=True)
         os.makedirs(folder, exist_ok=True)
-        save_dataset(path, collect(env, np.random.default_rng(0), **recipe))
-        print(f"kept in {path}", flush=True)
-    return load_dataset(path)
+        save_dataset(path, collect(env, np.random.default_rng(0), **recipe, tell=tell))
+        print(f"{chr(10) * sys.stdout.isatty()}kept in {path}", flush=True)
+    try:
+        return load_dataset(path)
+    except ValueError as e:
+        raise ValueError(f"{e}; remove {path}, and it is made again") from None
 
 
-def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5):
+def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5, tell=None):
     """Offline data by OGBench's recipe, all episodes in step: a Dataset of episodes x rows.
+    tell(n) is called after each n rows of every episode.
 
     navigate  follows a shortest path to a random goal, a new goal on arrival. Point: unit vector
               to the next cell's centre + N(0, noise^2), clipped; goals are cells that are not
@@ -798,13 +825,16 @@ def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5):
                 heading = np.stack([np.cos(angle), np.sin(angle)], -1)
             a = np.clip(heading + noise * rng.normal(size=s.shape), -1, 1).astype(np.float32)
         else:
-            a = env.follow(s, goal_cell, noise, rng).astype(np.float32)
+            at = env.jump(s, rng) if t else s           # nobody jumps before the first step
+            a = env.follow(at, goal_cell, noise, rng).astype(np.float32)
         observations[t], actions[t] = s, a
-        s = env.move(s, a, rng)
+        s = env.move(s, a, rng) if env.discrete or kind == "explore" else env.move(at, a)
         arrived = np.flatnonzero(env.success(s, goal))
         if len(arrived) and kind == "navigate":
             goal_cell[arrived] = draw_goal(arrived)
             goal[arrived] = env.place(env.cells[goal_cell[arrived]], rng)
+        if tell:
+            tell(t + 1)
     terminals = np.zeros((episodes, rows), bool)
     terminals[:, -1] = True
     return Dataset(observations.swapaxes(0, 1).reshape(-1, 2),

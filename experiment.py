@@ -55,11 +55,14 @@ def sizes(text):
 def seed_range(text):
     """"3" -> [3]; "0-4" -> [0, 1, 2, 3, 4]; "1,5" -> [1, 5]."""
     seeds = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        seeds += range(int(first), int(last or first) + 1)
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            seeds += range(int(first), int(last or first) + 1)
+    except ValueError:
+        seeds = []
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError
+        raise ValueError(f"seeds are A-B or A,B,C, not {text!r}")
     return seeds
 
 
@@ -198,7 +201,8 @@ def _theory(numbers, draw, seed=0, out=None, **others):
     os.makedirs(out, exist_ok=True)
     start = time.perf_counter()
     summary = {"seed": seed, **numbers(seed)}
-    write_json(os.path.join(out, "config.json"), {"config": {"theory": True, "seed": seed}})
+    write_json(os.path.join(out, "config.json"), {
+        "config": {"theory": True, "seed": seed}, "argv": sys.argv[1:]})
     write_json(os.path.join(out, "summary.json"), {
         **summary, "train_seconds": round(time.perf_counter() - start, 1)})
 
@@ -220,10 +224,7 @@ def free_folder(config):
 def _run_seeds(given, seeds, folder, jobs, resolve, prepare):
     if "seed" in given:
         raise ValueError("give --seed or --seeds, not both")
-    try:
-        seeds = seed_range(seeds)
-    except ValueError:
-        raise ValueError(f"--seeds wants A-B or A,B,C, not {seeds!r}") from None
+    seeds = seed_range(seeds)
     config = resolve(given)
     prepare(config)                                     # refuse bad input once, not for each seed
     folder = folder or free_folder(config).replace(f"seed{config.seed}", f"seeds{seeds[0]}-"
@@ -256,10 +257,11 @@ def _run_seeds(given, seeds, folder, jobs, resolve, prepare):
 def run_processes(runs, jobs, done):
     """Run {name: (arguments, folder)}, `jobs` at once; done(name, summary) as each one ends.
 
-    Output goes to <folder>.log. Ctrl-C reaches the processes too, which save and stop. Returns
-    the names of the runs that failed.
+    Output goes to <folder>.log. Ctrl-C reaches the processes too, which save and stop; so they do
+    when this one is terminated or fails. Returns the names of the runs that failed.
     """
     waiting, active, failed = list(runs), {}, []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         while waiting or active:
             while waiting and len(active) < jobs:
@@ -282,9 +284,14 @@ def run_processes(runs, jobs, done):
                 else:
                     done(name, read_json(os.path.join(runs[name][1], "summary.json")))
     except KeyboardInterrupt:
+        sys.exit(130)
+    except BaseException:
+        for process in active.values():
+            process.send_signal(signal.SIGINT)
+        raise
+    finally:
         for process in active.values():
             process.wait()
-        sys.exit(130)
     return failed
 
 
@@ -310,7 +317,7 @@ class Run:
             _demand_free(folder)
             os.makedirs(folder, exist_ok=True)
             write_json(self.path("config.json"), {
-                "config": dataclasses.asdict(config), "versions": {
+                "config": dataclasses.asdict(config), "argv": sys.argv[1:], "versions": {
                     "python": platform.python_version(), "numpy": np.__version__,
                     "scipy": scipy.__version__, "machine": platform.machine()}})
         self.logs = {name: [] for name in ("train", "eval")}
@@ -434,7 +441,7 @@ def _cell(value):
     if value is None:
         return ""
     if isinstance(value, (list, tuple)):
-        return " ".join(map(_cell, value))
+        return " ".join(_cell(x) or "nan" for x in value)
     return f"{value:.6g}" if isinstance(value, (float, np.floating)) else str(value)
 
 
@@ -462,13 +469,19 @@ def experiments():
     ini = configparser.ConfigParser(interpolation=None, delimiters="=")
     ini.optionxform = str
     try:
-        ini.read(os.path.join(HERE, "experiments.ini"))
-    except configparser.Error as e:
+        with open(os.path.join(HERE, "experiments.ini")) as file:
+            ini.read_file(file)
+    except (configparser.Error, OSError) as e:
         raise ValueError(f"experiments.ini cannot be read: {' '.join(str(e).split())}") from None
     known = ("title", "seeds", "columns", "each", "picture", "beside")
     for name, section in ini.items():
         if missing := [x for x in known[:3] if name != "DEFAULT" and x not in section]:
             raise ValueError(f"experiments.ini: section {name} has no line {missing[0]} = ...")
+        for which in shlex.split(section.get("beside", "")):
+            where, row = (which.split(":") + [""])[:2]
+            if where not in ini or row not in ini[where]:
+                raise ValueError(f"experiments.ini: {name} has {which!r} beside it, which is no "
+                                 "NAME:ROW of this file")
     return {name: {"title": section["title"], "columns": section["columns"].split(),
                    "each": section.get("each", section["columns"].split()[0]).split(),
                    "picture": section.get("picture", "").split(),
@@ -483,10 +496,17 @@ def experiments():
 
 
 def recorded(name, folder=None):
-    """(rows, {row: configuration}) of results/<name>, or of another folder; empty if not run."""
+    """(rows, {row: configuration}) of results/<name>, or of another folder; empty if not run.
+    ValueError if they are damaged: lines cut short, or two for the same seed."""
     path = os.path.join(folder or os.path.join(HERE, "results"), name)
-    return (read_rows(f"{path}.csv") if os.path.exists(f"{path}.csv") else [],
-            read_json(f"{path}.json") if os.path.exists(f"{path}.json") else {})
+    rows = read_rows(f"{path}.csv") if os.path.exists(f"{path}.csv") else []
+    for i, row in enumerate(rows):
+        if None in row.values() or None in row or not {"row", "seed"} <= set(row):
+            raise ValueError(f"{path}.csv: line {i + 2} has not as many cells as the first line")
+    runs = [(row["row"], row["seed"]) for row in rows]
+    if twice := [run for run in runs if runs.count(run) > 1]:
+        raise ValueError(f"{path}.csv: two lines for {twice[0][0]!r}, seed {twice[0][1]}")
+    return rows, read_json(f"{path}.json") if os.path.exists(f"{path}.json") else {}
 
 
 def record(name, rows, configs, folder=None):
@@ -509,21 +529,24 @@ def run_experiment(name, jobs, seed=None, out=None):
         raise ValueError(f"seed {seed} is not one of {name}'s: {' '.join(map(str, planned))}")
     runs_folder = os.path.join(out or "", "runs", name)
     os.makedirs(runs_folder, exist_ok=True)
-    rows, configs = recorded(file, out)
-    have = {(row["row"], int(row["seed"])) for row in rows}
-    runs = {}
+    have, runs = {(row["row"], int(row["seed"])) for row in recorded(file, out)[0]}, {}
     for s in planned if seed is None else [seed]:
         for row, command in experiment["rows"].items():
             run = os.path.join(runs_folder, re.sub(r"\W+", "_", row) + f"_seed{s}")
             if s in experiment["seeds"][row] and (row, s) not in have:
-                program, *words = shlex.split(command)
-                runs[f"{row} seed {s}"] = [os.path.join(HERE, program), *words, f"--seed={s}"], run
+                program, *words = shlex.split(f"{command} --seed={s}")
+                runs[f"{row} seed {s}"] = [os.path.join(HERE, program), *words], run
+                config = os.path.join(run, "config.json")
+                if os.path.exists(config) and read_json(config).get(
+                        "argv", [])[:len(words)] != words:
+                    raise ValueError(f"{run} holds a run of another command than {command!r}; "
+                                     "remove it")
 
     def done(label, summary):
         row, run = label.rsplit(" seed ", 1)[0], runs[label][1]
+        rows, configs = recorded(file, out)             # another process may have added to them
         _same_config(configs, row, read_json(os.path.join(run, "config.json"))["config"], run)
-        rows.append({"row": row, **summary})
-        record(file, rows, configs, out)
+        record(file, [*rows, {"row": row, **summary}], configs, out)
         print(label, f"success {summary['success']:.3f}" if "success" in summary else "done",
               flush=True)
 
@@ -556,6 +579,11 @@ def gather(folder):
         have = {(row["row"], row["seed"]) for row in rows}
         new = [row for row in theirs if (row["row"], row["seed"]) not in have]
         for row in new:
+            if int(row["seed"]) not in names[name]["seeds"].get(row["row"], []):
+                raise ValueError(f"{file}: row {row['row']!r} with seed {row['seed']} is not of "
+                                 f"experiment {name}")
+            if row["row"] not in their_configs:
+                raise ValueError(f"{file[:-4]}.json lacks the configuration of {row['row']!r}")
             _same_config(configs, row["row"], their_configs[row["row"]],
                          os.path.join(folder, file))
         if new:
@@ -601,8 +629,9 @@ def _runs(which):
     runs = sorted((r for r in recorded(name)[0] if r["row"] == row), key=lambda r: int(r["seed"]))
     if not part:
         return runs
-    return [{"seed": r["seed"], **{column.removeprefix(f"{part}_"): x for column, x in r.items()
-                                   if column.startswith(f"{part}_")}} for r in runs]
+    return [{"seed": r["seed"], "train_seconds": r["train_seconds"],
+             **{column.removeprefix(f"{part}_"): x for column, x in r.items()
+                if column.startswith(f"{part}_")}} for r in runs]
 
 
 def compare(one, other):
@@ -610,7 +639,7 @@ def compare(one, other):
     that both have: the difference of the interquartile means, and its 95 % interval."""
     sides, lines = [_runs(one), _runs(other)], []
     for which, side in zip((one, other), sides):
-        if not side or "success" not in side[0]:
+        if not side or not set(side[0]) - {"seed", "train_seconds"}:
             raise ValueError(f"{which}: no such row in results/; rows are named NAME:ROW, such as "
                              "hiro:hiro, or NAME:ROW:PART, such as default:hiql:flat")
     for column in experiments()[one.partition(":")[0]]["columns"]:
@@ -625,47 +654,63 @@ def compare(one, other):
 
 
 def _shown(name):
-    """{row: its runs} of what is in results/: rows named `beside`, then the own ones."""
-    experiment, found = experiments()[name], {}
-    for which in experiment["beside"] + [f"{name}:{row}" for row in experiment["rows"]]:
+    """{row: (its runs, number of seeds planned)} of what is in results/: rows named `beside`, then
+    the own ones."""
+    known, found = experiments(), {}
+    for which in known[name]["beside"] + [f"{name}:{row}" for row in known[name]["rows"]]:
         if runs := _runs(which):
             where, *row = which.split(":")
-            found[row[-1] if where == name else f"{row[-1]} (`{where}`)"] = runs
+            found[row[-1] if where == name else f"{row[-1]} (`{where}`)"] = (
+                runs, len(known[where]["seeds"][row[0]]))
     return found
 
 
 def table(name):
-    """The markdown table of an experiment, from results/<name>.csv."""
-    experiment, rows, shown_rows = experiments()[name], recorded(name)[0], _shown(name)
+    """The markdown table of an experiment, from results/<name>.csv: a line for each row, or if
+    there is one row alone and much of it, for each column."""
+    experiment, rows = experiments()[name], recorded(name)[0]
     if not rows:
         return f"{experiment['title']}: not run yet."
-    columns, shown = experiment["columns"], experiment["each"]
-    published = experiment["published"]
+    columns, published = experiment["columns"], experiment["published"]
     lists = {c for r in rows for c in columns if " " in r.get(c, "")}      # a number for each task
-    heads = [f"{c.replace('_', ' ')}: {'mean' if c in lists else 'IQM [95 %]'}" for c in columns]
-    heads += [f"{c.replace('_', ' ')}, each seed" for c in shown]
-    heads += ["mean", "published"] if published else []
-    lines = [experiment["title"], "", f"| row | {' | '.join(heads)} |",
-             "|---" * (1 + len(heads)) + "|"]
-    for row, mine in shown_rows.items():
-        cells = []
+    heads = ["row", *(f"{c.replace('_', ' ')}{': mean' * (c in lists)}" for c in columns),
+             *(f"{c.replace('_', ' ')}, each seed" for c in experiment["each"])]
+    heads += ["seeds", "minutes"] + ["mean", "published"] * bool(published)
+    lines = [heads]
+    for row, (mine, planned) in _shown(name).items():
+        cells = [row]
         for c in columns:
+            values = [r[c] for r in mine if r.get(c)]
             if c in lists:
-                tasks = np.array([r[c].split() for r in mine], float).mean(0)
+                tasks = np.array([x.split() for x in values], float).mean(0)
                 cells.append(" ".join(f"{x:.2f}" for x in tasks))
                 continue
-            values = [float(r[c]) for r in mine if r.get(c)]
-            cells.append("{} [{}, {}]".format(*(f"{x:.3g}" if x < 1000 else f"{x:.0f}"
-                                                for x in interval(values))) if values else "")
+            cells.append(_estimate([float(x) for x in values]))
             if 0 < len(values) < len(mine):
                 cells[-1] += f" ({len(values)} of {len(mine)} seeds)"
-        cells += [" ".join(_short(r[c]) for r in mine) for c in shown]
+        cells += [" ".join(_short(r.get(c)) for r in mine) for c in experiment["each"]]
+        cells += [f"{len(mine)}" + f" of {planned}" * (len(mine) < planned),
+                  f"{np.mean([float(r['train_seconds']) for r in mine]) / 60:.1f}"]
         if published:
-            cells += [f"{np.mean([float(r[shown[0]]) for r in mine]):.3f}", published.get(row, "")]
-        lines.append(f"| {row} | {' | '.join(cells)} |")
+            values = [float(r[experiment["each"][0]]) for r in mine]
+            cells += [f"{np.mean(values):.3f}", published.get(row, "")]
+        lines.append(cells)
+    if len(lines) == 2 and len(heads) > 8:
+        lines = list(zip(*lines))
+    lines.insert(1, ["---"] * len(lines[0]))
     seeds = sorted({int(r["seed"]) for r in rows})
-    return "\n".join(lines + ["", f"Seeds {' '.join(map(str, seeds))}; `results/{name}.csv`, by "
-                              f"`python experiment.py run {name}`."])
+    return "\n".join([experiment["title"], "", *(f"| {' | '.join(cells)} |" for cells in lines), "",
+                      f"Seeds {' '.join(map(str, seeds))}; `results/{name}.csv`, by "
+                      f"`python experiment.py run {name}`."])
+
+
+def _estimate(x):
+    """Interquartile mean [95 % interval]; of three seeds or fewer the mean (lowest to highest)."""
+    if not x:
+        return ""
+    numbers = (np.mean(x), min(x), max(x)) if len(x) < 4 else interval(x)
+    middle, low, high = (f"{v:.3g}" if v < 1000 else f"{v:.0f}" for v in numbers)
+    return f"{middle} ({low} to {high})" if len(x) < 4 else f"{middle} [{low}, {high}]"
 
 
 def _short(text):
@@ -680,13 +725,16 @@ def draw_experiment(name):
     line under the mean. A column of numbers: one panel, for each row the seeds as dots above their
     interquartile mean and its interval.
     """
-    panels, rows = [], _shown(name)
+    rows, panels = _shown(name), []
     for column in experiments()[name]["picture"]:
         runs = {row: [r[column].split() for r in seeds if r.get(column)]
-                for row, seeds in rows.items()}
+                for row, (seeds, _) in rows.items()}
         runs = {row: np.array(x, float) for row, x in runs.items() if x}
         single = all(x.shape[1] == 1 for x in runs.values())
-        panels += [(column, runs)] if single else [(column, {row: x}) for row, x in runs.items()]
+        panels += [(column, runs)] * bool(runs) if single else [
+            (column, {row: x}) for row, x in runs.items()]
+    if not panels:
+        return
     figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.8), squeeze=False,
                                 layout="constrained")
     tops = [max(x.max() for x in runs.values()) for _, runs in panels]
@@ -697,7 +745,8 @@ def draw_experiment(name):
             for i, x in enumerate(runs.values()):
                 mean, low, high = interval(x[:, 0])
                 ax.plot(x[:, 0], np.full(len(x), -i), "C0o", ms=4, alpha=0.4)
-                ax.errorbar(mean, -i - 0.25, xerr=[[mean - low], [high - mean]], fmt="C1|", capsize=3)
+                ax.errorbar(mean, -i - 0.25, xerr=[[mean - low], [high - mean]], fmt="C1|",
+                            capsize=3)
             names = [f"{row} ({len(x)})".replace("`", "") for row, x in runs.items()]
             ax.set_yticks(-np.arange(len(runs)), names, fontsize=7)
             top = max(top, 1)
@@ -705,7 +754,7 @@ def draw_experiment(name):
             continue
         x, over = np.arange(1, y.shape[1] + 1), "distance to the goal"
         if column.endswith("_curve"):
-            x, over = x * int(rows[row][0]["env_steps"]) / len(x), "steps"
+            x, over = x * int(rows[row][0][0]["env_steps"]) / len(x), "steps"
         ax.plot(x, y.T, "C0", lw=0.6, alpha=0.5)
         ax.plot(x, y.mean(0), "C1", lw=2)
         ax.set(xlabel=over, ylabel=label)
@@ -720,6 +769,8 @@ def report(text):
     - NAME:ROW -->`, and `<!-- end -->` renewed."""
     def renewed(match):
         kind, what = match.groups()
+        if kind == "table" and what not in experiments():
+            raise ValueError(f"README.md wants a table of {what}, which is no experiment")
         new = table(what) if kind == "table" else "\n".join(
             f"    {line}" for line in _compared(*what.split(" - ")))
         return f"<!-- {kind} {what} -->\n{new}\n<!-- end -->"
@@ -755,18 +806,12 @@ def _program():
     for which in ("one", "other"):
         two.add_argument(which, metavar="NAME:ROW[:PART]")
     given = p.parse_args()
-    if given.list:
-        hours = 0.0
-        for name, one in experiments().items():
-            minutes, done, total = cost(name)
-            hours += 0 if name.startswith("ogbench") else minutes / 60
-            print(f"{name}: {f'{minutes:.0f} core-minutes' if done else 'cost not known yet'}, "
-                  f"{done} of {total} runs in results/\n    {one['title']}")
-        return print(f"All but OGBench's, as far as known: {hours:.1f} core-hours")
     try:
+        if given.list:
+            return _list()
         if given.command == "run":
-            if (given.seed is None) != (given.out is None) or (given.out and given.jobs):
-                raise ValueError("--seed and --out go together, without --jobs")
+            if bool(given.out) != (given.seed is not None) or (given.out and given.jobs):
+                raise ValueError("--seed and --out DIR go together, without --jobs")
             if given.jobs is not None and given.jobs < 1:
                 raise ValueError(f"--jobs must be at least 1, not {given.jobs}")
             jobs = 1 if given.out else given.jobs or 2
@@ -777,8 +822,22 @@ def _program():
             return print("\n".join(compare(given.one, given.other)))
         if given.gather:
             print(f"{gather(given.gather)} new rows from {given.gather}")
+        _renew()
     except (ValueError, OSError) as e:
         refuse(e)
+
+
+def _list():
+    hours = 0.0
+    for name, one in experiments().items():
+        minutes, done, total = cost(name)
+        hours += 0 if name.startswith("ogbench") else minutes / 60
+        print(f"{name}: {f'{minutes:.0f} core-minutes' if done else 'cost not known yet'}, "
+              f"{done} of {total} runs in results/\n    {one['title']}")
+    print(f"All but OGBench's, as far as known: {hours:.1f} core-hours")
+
+
+def _renew():
     for name, one in experiments().items():
         if one["picture"] and recorded(name)[0]:
             draw_experiment(name)

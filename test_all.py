@@ -809,7 +809,7 @@ def test_data_sets_are_saved_loaded_and_checked(tmp_path):
     for name in ("array.npy", "text.npz"):
         with pytest.raises(ValueError, match="not an npz file"):
             envs.load_dataset(tmp_path / name)
-    for other, message in (("pointmaze-medium-navigate-v0", "free steps are not 0.2 x action"),
+    for other, message in (("pointmaze-medium-navigate-v0", "steps are not 0.2 x action"),
                            ("point-large", "another maze"), ("grid-maze", "has observations")):
         with pytest.raises(ValueError, match=message):
             envs.check_dataset(data, envs.make(other))
@@ -1187,7 +1187,7 @@ WRONG = [("--env point-tiny", "invalid choice"), ("--agent sac", "invalid choice
          ("--agent hgcbc --subgoal phi_g", "wants --subgoal none"),
          ("--dataset nowhere.npz", "nowhere.npz"), ("--dataset test_all.py", "not an npz file"),
          ("--resume nowhere", "nowhere"), ("--eval .", "config.json"), ("--jobs 0", "--jobs"),
-         ("--seeds 3-1", "--seeds wants"), ("--seeds 0-1 --seed 2", "not both"),
+         ("--seeds 3-1", "seeds are A-B"), ("--seeds 0-1 --seed 2", "not both"),
          ("--resume x --steps 5", "give no other"), ("--requery 0", "--requery"),
          ("--out /dev/null/x", "/dev/null"), ("--rep-dim 0", "--rep-dim"),
          ("--temperature 1", "--temperature is for"),
@@ -1278,9 +1278,10 @@ def test_chain_of_proposition_4_1():
                         ("first", high + low - 2 * high * low)):
             assert abs(seen[name] - p) < 5 * np.sqrt(p * (1 - p) / 200_000), (T, name)
     k = np.arange(1, 101)                       # the best k is the square root of T
-    for T in (25, 100):
-        total = hiql.chain_error(T / k, 0.1) + hiql.chain_error(k, 0.1)
-        assert k[total.argmin()] == np.sqrt(T)
+    for T, sigma in ((25, 0.1), (100, 0.1), (100, 0.3)):
+        high, low = hiql.chain_error(T / k, sigma), hiql.chain_error(k, sigma)
+        assert k[(high + low - 2 * high * low).argmin()] == np.sqrt(T)
+        assert (k[(high + low).argmin()] == np.sqrt(T)) == (sigma < 0.2)    # the bound's is not
 
 
 def test_first_actions_by_hand():
@@ -1312,7 +1313,8 @@ def test_value_and_action_sufficiency():
     assert errors == sorted(errors, reverse=True) and errors[0] > 0.1 > 1e-9 > errors[-1]
     assert np.linalg.matrix_rank(hiql.factor(v, 2)) == 2
     # from place p of 0..6, goals at p - d and p + d have one value and need two moves
-    assert hiql.value_is_not_action(env) == pytest.approx(2 * (1 + 2 + 3 + 2 + 1) / 42)
+    unsure, wrong = hiql.value_is_not_action(env)
+    assert unsure == pytest.approx(2 * (1 + 2 + 3 + 2 + 1) / 42) and wrong == unsure / 2
 
 
 def test_shares_of_wrong_first_actions_are_those_of_the_learned_value(monkeypatch):
@@ -1359,7 +1361,7 @@ def test_theory_prints_and_keeps_its_numbers_and_takes_no_other_flag(tmp_path, m
     for name, share in (("chain_flat", 0.472), ("chain_either", 0.424), ("chain_first", 0.366)):
         assert abs(seen[name] - share) < 2e-3               # the known shares, T 100
     assert seen["maze_hierarchy_0.1"] < 0.06 < 0.2 < seen["maze_flat_0.1"] < 0.28
-    assert seen["wrong_at_rank_104"] == 0 < seen["wrong_at_rank_8"] < seen["wrong_at_rank_3"]
+    assert seen["wrong_at_rank_48"] == 0 < seen["wrong_at_rank_8"] < seen["wrong_at_rank_3"]
     assert not hiql_main("--theory", "--seed", 8, "--out", "b")
     other = experiment.read_json("b/summary.json")
     assert seen["chain_first"] != other["chain_first"] and seen["chain_bound"] == other[
@@ -1384,8 +1386,9 @@ def test_theory_is_drawn(monkeypatch):
     assert (simulated[1].get_ydata() <= bound.get_ydata() + 0.04).all()
     flat, hierarchy = (line.get_ydata() for line in axes[3].lines)
     assert len(flat) == len(hierarchy) > 20 and flat[10:20].mean() > 3 * hierarchy[10:20].mean()
-    value, action, lost = (line.get_ydata() for line in axes[5].lines)
-    assert value[-1] < 1e-6 and action[-1] == 0 and (np.diff(value) < 1e-12).all() and lost[0] > 0.4
+    value, action, unsure, wrong = (line.get_ydata() for line in axes[5].lines)
+    assert value[-1] < 1e-6 and action[-1] == 0 and (np.diff(value) < 1e-12).all()
+    assert unsure[0] > 0.4 > 0.2 > wrong[0] > 0.1
 
 
 def test_an_experiment_spread_over_processes_is_gathered(tmp_path, monkeypatch):
@@ -1422,7 +1425,8 @@ def test_an_experiment_spread_over_processes_is_gathered(tmp_path, monkeypatch):
         experiment.compare("a:x", "b:x")
     other = tmp_path / "other"
     other.mkdir()
-    experiment.write_rows(other / "a_seed1.csv", [{**rows[0], "seed": 7}])
+    experiment.write_rows(tmp_path / "results" / "a.csv", rows[:1])
+    experiment.write_rows(other / "a_seed1.csv", rows[1:])
     experiment.write_json(other / "a_seed1.json", {"x": {**config, "k": 2}})
     with pytest.raises(ValueError, match="a run of 'x' with k 2 instead of 5; remove it"):
         experiment.gather(other)
@@ -1443,14 +1447,16 @@ def test_difference_of_two_experiments(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     for name, scores in (("a", (0.9, 0.7, 0.8, 1.0)), ("b", (0.5, 0.6, 0.6, 0.7))):
         experiment.write_rows(tmp_path / "results" / f"{name}.csv", [
-            {"row": "x", "seed": i, "success": x, "per_task": [x, x], "flat_success": x / 2}
+            {"row": "x", "seed": i, "success": x, "per_task": [x, x], "flat_success": x / 2,
+             "train_seconds": 60}
             for i, x in enumerate(scores)])
     (line,) = experiment.compare("a:x", "b:x")
     assert line.startswith("success: 0.850 (4 seeds) - 0.600 (4 seeds) = +0.250 [+0.1")
     low, high = map(float, re.search(r"\[(.*), (.*)\]", line).groups())
     assert 0.1 <= low < 0.2 and 0.3 < high <= 0.45
     assert "= +0.000 [-" in experiment.compare("a:x", "a:x")[0]
-    assert "0.850 (4 seeds) - 0.425 (4 seeds) = +0.425 [" in experiment.compare("a:x", "a:x:flat")[0]
+    (line,) = experiment.compare("a:x", "a:x:flat")
+    assert "0.850 (4 seeds) - 0.425 (4 seeds) = +0.425 [" in line
     for wrong in ("a:x:flatter", "a:only", "a", "c:x"):
         with pytest.raises(ValueError, match=f"{wrong}: no such row in results/"):
             experiment.compare(wrong, "a:x")
@@ -1512,11 +1518,63 @@ def test_cost_of_an_experiment(tmp_path, monkeypatch):
     assert (done, total) == (3, 10) and minutes == pytest.approx(4 * 1.5 + 2 * 4 + 4 * 7 / 3)
 
 
+def test_damaged_results_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "HERE", str(tmp_path))
+    (tmp_path / "experiments.ini").write_text(
+        "[a]\ntitle = T\nseeds = 0-1\ncolumns = success\nx = hiql.py\n")
+    (tmp_path / "results").mkdir()
+    for text, words in (("row,seed,success\nx,0\n", "line 2 has not as many cells"),
+                        ("row,seed,success\nx,0,1\nx,1,1,7\n", "line 3 has not as many cells"),
+                        ("row,seed,success\nx,0,1\nx,1,1\nx,1,0\n", "two lines for 'x', seed 1")):
+        (tmp_path / "results" / "a.csv").write_text(text)
+        with pytest.raises(ValueError, match=words):
+            experiment.table("a")
+    (tmp_path / "results" / "a.csv").unlink()
+    run = tmp_path / "runs" / "a" / "x_seed1"           # left there by another command
+    run.mkdir(parents=True)
+    experiment.write_json(run / "config.json", {"config": {}, "argv": ["--k=3", "--seed=1"]})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="x_seed1 holds a run of another command than 'hiql.py'"):
+        experiment.run_experiment("a", 1)
+    spread = tmp_path / "spread"
+    spread.mkdir()
+    for text, words in (("row,seed\nx,7\n", "row 'x' with seed 7 is not of experiment a"),
+                        ("row,seed\ny,1\n", "row 'y' with seed 1 is not of experiment a"),
+                        ("row,seed\nx,1\n", "a_seed1.json lacks the configuration of 'x'")):
+        (spread / "a_seed1.csv").write_text(text)
+        with pytest.raises(ValueError, match=words):
+            experiment.gather(spread)
+
+
+def test_processes_end_with_the_one_that_began_them(tmp_path):
+    """A failure while others run: they are interrupted, and waited for."""
+    code = ("import signal, sys, time\n"
+            "signal.signal(signal.SIGINT, lambda *_: (open(sys.argv[2] + '/saved', 'w'), "
+            "sys.exit(130)))\nopen(sys.argv[2] + '/begun', 'w')\ntime.sleep(60)\n")
+    (tmp_path / "long.py").write_text(code)
+    (tmp_path / "short.py").write_text(
+        "import os, sys, time\nwhile not os.path.exists(sys.argv[2] + '/../long/begun'):\n"
+        "    time.sleep(0.05)\nopen(sys.argv[2] + '/summary.json', 'w').write('{}')\n")
+    for name in ("long", "short"):
+        (tmp_path / name).mkdir()
+
+    def done(name, summary):
+        raise ValueError("it does not fit")
+
+    with pytest.raises(ValueError, match="it does not fit"):
+        experiment.run_processes({name: ([str(tmp_path / f"{name}.py")], str(tmp_path / name))
+                                  for name in ("long", "short")}, 2, done)
+    assert os.path.exists(tmp_path / "long" / "saved")
+
+
 def test_a_wrong_line_of_experiments_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "HERE", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["experiment.py", "--list"])
     for text, words in (("[a]\ntitle = T\nseeds = 0\n", "section a has no line columns = ..."),
-                        ("title = T\n", "cannot be read"), ("[a]\n[a]\n", "'a' already exists")):
+                        ("title = T\n", "cannot be read"), ("[a]\n[a]\n", "'a' already exists"),
+                        ("[a]\ntitle = T\nseeds = 3-1\ncolumns = x\n", "not '3-1'"),
+                        ("[a]\ntitle = T\nseeds = 0\ncolumns = x\nbeside = a:y\nx = hiql.py\n",
+                         "a has 'a:y' beside it")):
         (tmp_path / "experiments.ini").write_text(text)
         with pytest.raises(SystemExit) as stop:
             experiment._program()
@@ -1558,6 +1616,7 @@ def test_picture_of_an_experiment(tmp_path, monkeypatch):
 
 def test_report_renews_what_stands_between_its_marks(monkeypatch):
     monkeypatch.setattr(experiment, "table", lambda name: f"the table of {name}")
+    monkeypatch.setattr(experiment, "experiments", lambda: {"x": {}})
     monkeypatch.setattr(experiment, "compare", lambda one, other: [f"{one} less {other}"])
     old = ("a\n<!-- table x -->\nold\n<!-- end -->\nb\n"
            "<!-- compare x:p, q - y:p -->\nold\nold\n<!-- end -->\nc\n")
@@ -1566,6 +1625,8 @@ def test_report_renews_what_stands_between_its_marks(monkeypatch):
                    "<!-- compare x:p, q - y:p -->\n"
                    "    python experiment.py compare 'x:p, q' y:p\n"
                    "    x:p, q less y:p\n<!-- end -->\nc\n")
+    with pytest.raises(ValueError, match="wants a table of z, which is no experiment"):
+        experiment.report("<!-- table z -->\n<!-- end -->")
 
 
 def test_table_by_hand(tmp_path, monkeypatch):
@@ -1573,31 +1634,42 @@ def test_table_by_hand(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "HERE", str(tmp_path))
     (tmp_path / "experiments.ini").write_text(
         "[a]\ntitle = T\nseeds = 0-3\ncolumns = success success_per_task first\n"
-        "x = hiql.py\ny = hiql.py --env z\ny seeds = 0-0\nx published = 0.79\nno: ne = hiql.py\n")
+        "x = hiql.py\ny = hiql.py --env z\ny seeds = 0-2\nx published = 0.79\nno: ne = hiql.py\n")
     assert experiment.experiments()["a"]["rows"] == {
         "x": "hiql.py", "y": "hiql.py --env z", "no: ne": "hiql.py"}
-    rows = [("x", 1, 0.5, [1, 0], ""), ("x", 0, 0.25, [0.5, 0], 30), ("x", 2, 0.75, [1, 0.5], ""),
-            ("x", 3, 0.9, [0.9, 0.9], 10), ("y", 0, 1, [1, 1], "")]
+    rows = [("x", 1, 60, 0.5, [1, 0], ""), ("x", 0, 60, 0.25, [0.5, 0], 30),
+            ("x", 2, 60, 0.75, [1, 0.5], ""), ("x", 3, 180, 0.9, [0.9, 0.9], 10),
+            ("y", 0, 6, 0.5, [1, 1], ""), ("y", 1, 6, 1, [1, 1], "")]
     (tmp_path / "results").mkdir()
     experiment.write_rows(tmp_path / "results" / "a.csv", [
-        dict(zip(("row", "seed", "success", "success_per_task", "first"), r)) for r in rows])
+        dict(zip(("row", "seed", "train_seconds", "success", "success_per_task", "first"), r))
+        for r in rows])
     lines = experiment.table("a").split("\n")
-    assert lines[2] == ("| row | success: IQM [95 %] | success per task: mean | first: IQM [95 %] "
-                        "| success, each seed | mean | published |")
+    assert lines[2] == ("| row | success | success per task: mean | first | success, each seed "
+                        "| seeds | minutes | mean | published |")
     low, high = experiment.interval([0.25, 0.5, 0.75, 0.9])[1:]
     assert 0.25 <= low < 0.5 and 0.75 < high <= 0.9
-    assert lines[4] == (f"| x | 0.625 [{low:.3g}, {high:.3g}] | 0.85 0.35 | 20 [10, 30] (2 of 4 "
-                        "seeds) | 0.25 0.50 0.75 0.90 | 0.600 | 0.79 |")
-    assert lines[5] == "| y | 1 [1, 1] | 1.00 1.00 |  | 1.00 | 1.000 |  |"
+    assert lines[4] == (f"| x | 0.625 [{low:.3g}, {high:.3g}] | 0.85 0.35 | 20 (10 to 30) (2 of "
+                        "4 seeds) | 0.25 0.50 0.75 0.90 | 4 | 1.5 | 0.600 | 0.79 |")
+    assert lines[5] == ("| y | 0.75 (0.5 to 1) | 1.00 1.00 |  | 0.50 1.00 | 2 of 3 | 0.1 | 0.750 "
+                        "|  |")
     assert lines[6:] == ["", "Seeds 0 1 2 3; `results/a.csv`, by `python experiment.py run a`."]
     with open(tmp_path / "experiments.ini", "a") as file:
-        file.write("[b]\ntitle = T\nseeds = 5\ncolumns = success\nbeside = a:y b:x:flat\nx = hiql.py\n")
+        file.write("[b]\ntitle = T\nseeds = 5\ncolumns = success\nbeside = a:y b:x:flat\n"
+                   "x = hiql.py\n")
     experiment.write_rows(tmp_path / "results" / "b.csv", [
-        {"row": "x", "seed": 5, "success": 0, "flat_success": 0.5}])
+        {"row": "x", "seed": 5, "train_seconds": 0, "success": 0, "flat_success": 0.5}])
     assert experiment.table("b").split("\n")[4:] == [
-        "| y (`a`) | 1 [1, 1] | 1.00 |", "| flat | 0.5 [0.5, 0.5] | 0.50 |",
-        "| x | 0 [0, 0] | 0.00 |", "",
+        "| y (`a`) | 0.75 (0.5 to 1) | 0.50 1.00 | 2 of 3 | 0.1 |",
+        "| flat | 0.5 (0.5 to 0.5) | 0.50 | 1 | 0.0 |", "| x | 0 (0 to 0) | 0.00 | 1 | 0.0 |", "",
         "Seeds 5; `results/b.csv`, by `python experiment.py run b`."]
+    with open(tmp_path / "experiments.ini", "a") as file:       # one row: a line for each column
+        file.write("[c]\ntitle = T\nseeds = 5\ncolumns = a b c d e\nx = hiql.py\n")
+    experiment.write_rows(tmp_path / "results" / "c.csv", [
+        {"row": "x", "seed": 5, "train_seconds": 60, **dict(zip("abcde", range(5)))}])
+    assert experiment.table("c").split("\n")[2:-2] == [
+        "| row | x |", "| --- | --- |", *(f"| {c} | {i} ({i} to {i}) |" for i, c in enumerate(
+            "abcde")), "| a, each seed | 0.00 |", "| seeds | 1 |", "| minutes | 1.0 |"]
 
 
 @pytest.mark.parametrize("name, letter", [("hiql.py", "D"), ("hiro.py", "E")])
@@ -2144,7 +2216,7 @@ WRONG_HIRO = [("--env point-medium", "invalid choice"), ("--agent hiql", "invali
               ("--goal-range -2", "--goal-range"), ("--capacity 3", "--capacity"),
               ("--critic-loss l1", "invalid choice"), ("--correctoin none", "did you mean"),
               ("--resume nowhere", "nowhere"), ("--eval .", "config.json"),
-              ("--seeds 3-1", "--seeds wants"), ("--out /dev/null/x", "/dev/null")]
+              ("--seeds 3-1", "seeds are A-B"), ("--out /dev/null/x", "/dev/null")]
 
 
 @pytest.mark.parametrize("words, message", WRONG_HIRO)
