@@ -31,6 +31,11 @@ import subprocess
 import sys
 import time
 
+try:
+    import resource
+except ImportError:                     # Windows
+    resource = None
+
 import numpy as np
 import scipy
 from scipy.stats import bootstrap, trim_mean
@@ -380,6 +385,10 @@ class Run:
 
     def finish(self, summary):
         """Write summary.json and print it with the files of the run."""
+        if resource:
+            unit = 2**20 if sys.platform == "darwin" else 2**10
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            summary = {**summary, "peak_mb": round(peak / unit)}        # memory
         if not self.folder:
             return show(summary)
         write_json(self.path("summary.json"), summary)

@@ -35,7 +35,7 @@ ogbench, impls/agents/hiql.py) differ, and what is done here:
      epsilon. `--subgoal phi_g` is the former, `none` C's variant without phi, in which the
      manager predicts the difference w - s.
  D9  Schedule: P trains the value, then the policies; C, O all in one step. As C, O, but on
-     OGBench's mazes as P [D15]: `--schedule sequential`.
+     OGBench's mazes as P [D17]: `--schedule sequential`.
  D10 The manager is asked at every step (C, O), not every k (`--requery`); its mean is scaled to
      length sqrt(R) before the worker sees it, actions are the mean, clipped. Discrete actions
      are drawn, at `--temperature` 2: the likeliest may push against a wall for ever.
@@ -49,13 +49,14 @@ ogbench, impls/agents/hiql.py) differ, and what is done here:
      (Kostrikov et al. 2021) from the target Q; O's published GCIQL by DDPG+BC at expectile 0.9.
  D14 Initialisation of first layers, all inputs alike: see `init`. C, O: Glorot, biases 0, which
      is `--kinks zero`.
- D15 The fast preset on OGBench's own mazes: networks see a bump for each cell beside the position
-     (`eyes`), and but for stitch data, of a state and its goal also the way from one to the other
-     (`pair`; C, O: the positions); discount 0.997, giant 0.998 (O: 0.99, giant 0.995); value goals
-     70 % from the trajectory's future and 10 % random (O: 50 and 30 %); target rate 0.3, Adam
-     1e-3, and the value before the policies [D9]. On stitch data, whose trajectories have 200
-     rows, future goals by the discount 0.99 (`--goal-gamma`; by 0.997 most are the last row), and
-     the manager's inverse temperature 0.3, lest nearly all its weights be 100.
+ D15 Inputs, in the fast preset on OGBench's own mazes: networks see a bump for each cell beside
+     the position (`eyes`), and but for stitch data, of a state and its goal also the way from one
+     to the other (`pair`). C, O: the positions.
+ D16 Horizon and value goals there: discount 0.997, giant 0.998 (O: 0.99, giant 0.995); 70 % from
+     the trajectory's future and 10 % random (O: 50 and 30 %); on stitch data, whose trajectories
+     have 200 rows, the future by the discount 0.99 (by 0.997 most goals are the last row).
+ D17 Optimisation there: the value before the policies [D9], Adam 1e-3, target rate 0.3; on stitch
+     data the manager's inverse temperature is 0.3, lest nearly all its weights be 100.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -119,7 +120,8 @@ class Config:
                                 "manager use them all the same, gciql and gcbc cannot")
     p_current: float = option(0.2, "value goals: the state itself (C, O)")
     p_future: float = option(0.5, "value goals: geometric future (C, O)")
-    goal_gamma: float = option(0.0, "discount of that geometric future; 0: the value's (C, O)")
+    goal_gamma: float = option(0.0, "discount of that geometric future; 0: the value's (C, O; "
+                                    "[D16])")
     p_random: float = option(0.3, "value goals: random (C, O)")
     high_random: float = option(0.0, "policy goals: fraction of random ones (C: 0.3; O: 0, on "
                                 "stitch data 0.5)")
@@ -141,7 +143,7 @@ DEFAULTS = {                            # what an environment changes, by how it
     "pointmaze-giant": dict(gamma=0.995),
     "pointmaze-*-stitch": dict(high_random=0.5),        # short trajectories
 }
-FAST = {                                # and what the preset changes there [D12][D15]
+FAST = {                                # and what the preset changes there [D15][D16][D17]
     "pointmaze": dict(features="bumps+way", gamma=0.997, p_future=0.7, p_random=0.1,
                       target_rate=0.3, lr=1e-3, schedule="sequential", steps=30_000,
                       policy_steps=15_000),
