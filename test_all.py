@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -831,7 +832,7 @@ def test_collected_data_follow_the_recipe():
         envs.collect(envs.make("grid-maze"), rng, "stitch")
 
 
-def test_data_sets_are_saved_loaded_and_checked(tmp_path):
+def test_data_sets_are_saved_loaded_and_checked(tmp_path, monkeypatch):
     env = envs.make("point-medium")
     data = envs.collect(env, np.random.default_rng(0), episodes=4, rows=30)
     envs.save_dataset(tmp_path / "d.npz", data)
@@ -852,16 +853,31 @@ def test_data_sets_are_saved_loaded_and_checked(tmp_path):
             ({"actions": data.actions[:-1]}, "do not fit"),
             ({"terminals": data.terminals[:, None]}, "do not fit"),
             ({"observations": np.array([{}], object)}, "plain arrays"),
-            ({"observations": np.array(["x"] * 120)}, "numbers")):
+            ({"observations": np.array(["x"] * 120)}, "numbers"),
+            ({"terminals": np.array(1)}, "must be arrays of numbers")):
         arrays = {k: x for k, x in {**good, **changes}.items() if x is not None}
         np.savez(tmp_path / "bad.npz", **arrays)
         with pytest.raises(ValueError, match=message):
             envs.load_dataset(tmp_path / "bad.npz")
     np.save(tmp_path / "array.npy", nan)
     (tmp_path / "text.npz").write_text("not an archive")
-    for name in ("array.npy", "text.npz"):
+    archive = bytearray((tmp_path / "d.npz").read_bytes())
+    for mark, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):          # the flag of encryption
+        for found in re.finditer(mark, bytes(archive)):
+            archive[found.start() + at] |= 1
+    (tmp_path / "closed.npz").write_bytes(archive)
+    for name in ("array.npy", "text.npz", "closed.npz"):
         with pytest.raises(ValueError, match="not an npz file"):
             envs.load_dataset(tmp_path / name)
+    before = os.listdir(tmp_path)
+
+    def interrupted(*args, **kw):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(np, "savez_compressed", interrupted)
+        envs.save_dataset(tmp_path / "e.npz", data)
+    assert os.listdir(tmp_path) == before               # nothing half written stays
     for other, message in (("pointmaze-medium-navigate-v0", "steps are not 0.2 x action"),
                            ("point-large", "another maze"), ("grid-maze", "has observations")):
         with pytest.raises(ValueError, match=message):
@@ -1571,7 +1587,7 @@ def test_cost_of_an_experiment(tmp_path, monkeypatch):
     assert (done, total) == (3, 10) and minutes == pytest.approx(4 * 1.5 + 2 * 4 + 4 * 7 / 3)
 
 
-def test_damaged_results_are_refused(tmp_path, monkeypatch):
+def test_damaged_results_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "HERE", str(tmp_path))
     (tmp_path / "experiments.ini").write_text(
         "[a]\ntitle = T\nseeds = 0-1\ncolumns = success\nx = hiql.py\n")
@@ -1589,6 +1605,22 @@ def test_damaged_results_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="x_seed1 holds a run of another command than 'hiql.py'"):
         experiment.run_experiment("a", 1)
+    shutil.rmtree(run)
+
+    def processes(runs, jobs, done):                    # while another adds a row
+        experiment.record("a", [{"row": "x", "seed": 0}], {"x": {}})
+        os.makedirs(runs["x seed 1"][1])
+        experiment.write_json(os.path.join(runs["x seed 1"][1], "config.json"), {"config": {}})
+        done("x seed 1", {"seed": 1, "curve": [None, 0.5]})
+
+    monkeypatch.setattr(experiment, "run_processes", processes)
+    experiment.run_experiment("a", 1)
+    assert (tmp_path / "results" / "a.csv").read_text() == "row,seed,curve\nx,0,\nx,1,nan 0.5\n"
+    (tmp_path / "results" / "a.csv").unlink()
+    monkeypatch.setattr(sys, "argv", ["experiment.py", "run", "a", "--seed", "0", "--out", ""])
+    with pytest.raises(SystemExit):
+        experiment._program()
+    assert "--seed and --out DIR go together" in capsys.readouterr().err
     spread = tmp_path / "spread"
     spread.mkdir()
     for text, words in (("row,seed\nx,7\n", "row 'x' with seed 7 is not of experiment a"),
