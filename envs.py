@@ -897,16 +897,29 @@ def expectile_values(env, at_goal, go_on, gamma, expectile):
     V(s,g) is the expectile of y = 0 at success and y = -1 + gamma V(s',g) otherwise: the root of
     sum_y p(y) |expectile - 1(y < V)| (y - V) = 0. Pairs that the data never holds are NaN.
     """
-    v = np.zeros(at_goal.shape)
     seen = at_goal + go_on.sum(1) > 1e-15
+    at_goal, go_on = np.where(seen, at_goal, 1), np.where(seen[:, None], go_on, 0)      # V is 0
+    v = np.zeros(at_goal.shape)
     while True:
-        y = -1 + gamma * v[env.neighbours]                      # (n, 5, n)
-        weight = go_on * np.where(y >= v[:, None], expectile, 1 - expectile)
-        new = np.where(seen, (weight * y).sum(1) / np.where(
-            seen, weight.sum(1) + expectile * at_goal, 1), 0)
+        new = _expectile(-1 + gamma * v[env.neighbours], v, go_on, expectile, at_goal)
         change, v = np.abs(new - v).max(), new
         if change < 1e-12:
             return np.where(seen, v, np.nan)
+
+
+def _expectile(y, v, p, expectile, zero=0):
+    """The expectile (n, n) over the second axis of y (n, m, n) of weight p, and of 0 with `zero`.
+
+    Newton's method from v, exact once no value changes sides; a single step of it inside value
+    iteration would be no contraction and might cycle.
+    """
+    for _ in range(50):
+        weight = p * np.where(y >= v[:, None], expectile, 1 - expectile)
+        new = (weight * y).sum(1) / (weight.sum(1) + expectile * zero)
+        change, v = np.abs(new - v).max(), new
+        if change < 1e-13:
+            break
+    return v
 
 
 def values_under_chance(env, gamma, expectile):
@@ -918,10 +931,6 @@ def values_under_chance(env, gamma, expectile):
        action-free      V = the expectile of -1 + gamma V(s',g) over s' (HIQL): a lucky slip
                         counts like a good action
     """
-    def expectile_of(y, v):
-        weight = np.where(y >= v[:, None], expectile, 1 - expectile)
-        return (weight * y).sum(1) / weight.sum(1)
-
     def solve(backup):
         v, goal = np.zeros((len(env.cells),) * 2), np.eye(len(env.cells), dtype=bool)
         while True:
@@ -935,8 +944,8 @@ def values_under_chance(env, gamma, expectile):
         return (1 - env.slip) * y + env.slip * y.mean(1, keepdims=True)
 
     return {"optimal": solve(lambda y, v: q(y).max(1)),
-            "over actions": solve(lambda y, v: expectile_of(q(y), v)),
-            "action-free": solve(lambda y, v: expectile_of(y, v))}
+            "over actions": solve(lambda y, v: _expectile(q(y), v, 1, expectile)),
+            "action-free": solve(lambda y, v: _expectile(y, v, 1, expectile))}
 
 
 def behaviour_counts(go_on):

@@ -30,25 +30,29 @@ ogbench, impls/agents/hiql.py) differ, and what is done here:
      Policy goals: the trajectory's future (O on navigate data; C takes 30 % random ones, O half on
      stitch data: `--high-random`).
  D7  Policies: Gaussians with std 1 (O) or a learned one, the same in all states (C): `--std`. As
-     O. GELU without LayerNorm as O (C: ReLU); value and phi: Dense, GELU, LayerNorm as C, O.
+     O; C keeps log std in [-5, 2], which is not done here. GELU without LayerNorm as O (C: ReLU);
+     value and phi: Dense, GELU, LayerNorm as C, O.
  D8  phi: P writes phi(g); P's experiments, C and O use phi([s; g]), scaled to length sqrt(R), no
      epsilon. `--subgoal phi_g` is the former, `none` C's variant without phi, in which the
      manager predicts the difference w - s.
- D9  Schedule: P trains the value, then the policies; C, O all in one step. As C, O, but on
-     OGBench's mazes as P [D17]: `--schedule sequential`.
- D10 The manager is asked at every step (C, O), not every k (`--requery`); its mean is scaled to
-     length sqrt(R) before the worker sees it, actions are the mean, clipped. Discrete actions
-     are drawn, at `--temperature` 2: the likeliest may push against a wall for ever.
+ D9  Schedule: P trains the value, then the policies; C, O all in one step. As C, O, but in the fast
+     preset on OGBench's mazes as P [D17]: `--schedule sequential`.
+ D10 The manager is asked at every step (C, O), not every k (`--requery`, where the worker goes on
+     with the z of the state at which it was asked); its mean is scaled to length sqrt(R) before
+     the worker sees it, actions are the mean, clipped. Discrete actions are drawn, at
+     `--temperature` 2: the likeliest may push against a wall for ever.
  D11 AWR weights min(exp(alpha A), 100): as C, O, with the exponent clipped lest float32 overflow.
  D12 Sizes: O trains 512x3 (C too, but actors 256x2) with batches of 1024 for 10^6 steps. Here
      128x3 and 256; gamma and k are smaller (0.98 and 8, O: 0.99 and 25), since the default maze's
-     robot is four times as fast. `--preset fast`: Adam 2e-3 (C, O: 3e-4) that falls linearly to 0
-     over the second half (of each phase, if there are two), target rate 0.1 (0.005), inverse
-     temperatures 10 (O: 3, C: 1); `--preset paper` has O's numbers for these.
- D13 `gciql` extracts its policy by AWR, from the online Q, at the expectile of hiql; IQL
-     (Kostrikov et al. 2021) from the target Q; O's published GCIQL by DDPG+BC at expectile 0.9.
- D14 Initialisation of first layers, all inputs alike: see `init`. C, O: Glorot, biases 0, which
-     is `--kinks zero`.
+     robot is four times as fast, and on grids (0.95 and 5). `--preset fast`: Adam 2e-3 (C, O:
+     3e-4) that falls linearly to 0 over the second half (of each phase, if there are two), target
+     rate 0.1 (0.005), inverse temperatures 10 (O: 3, C: 1); `--preset paper` has O's numbers.
+ D13 `flat` has phi and hiql's expectile (O's GCIVL: no phi, 0.9). `gciql` extracts its policy by
+     AWR, from the online Q, at hiql's expectile; IQL (Kostrikov et al. 2021) from the target Q; O's
+     published GCIQL by DDPG+BC at expectile 0.9.
+ D14 Initialisation of first layers: weights 8 / side times Glorot's (2 on point mazes, 8 on grids)
+     and units that bend at data points: see `init`. C, O: Glorot, biases 0, which is
+     `--kinks zero`.
  D15 Inputs, in the fast preset on OGBench's own mazes: networks see a bump for each cell beside
      the position (`eyes`), and but for stitch data, of a state and its goal also the way from one
      to the other (`pair`). C, O: the positions.
@@ -188,6 +192,7 @@ def resolve(given):
                       "requery", "episodes", "eval_every", "lr")
     experiment.demand(c, lambda x: len(x) and min(x) > 0, "positive sizes such as 128,128",
                       "hidden")
+    experiment.demand(c, lambda x: x > 1, "at least 2: only its direction counts", "rep_dim")
     experiment.demand(c, lambda x: 0 < x < 1, "in (0, 1)", "gamma", "expectile", "target_rate")
     experiment.demand(c, lambda x: 0 <= x < 1, "in [0, 1)", "goal_gamma")
     experiment.demand(c, lambda x: 0 <= x <= 1, "in [0, 1]", "p_current", "p_future", "p_random",
@@ -288,7 +293,7 @@ def sample(data, labelled, rng, c, see=position):
 
     Value goals g: row i itself with p_current, row min(i + Geometric(1 - gamma), fin) with
     p_future (goal_gamma in place of gamma, if given), any row with p_random; fin is the last row
-    that has a transition.
+    that has a transition. "Any row" means one with a transition.
     Policy goals: a row uniform between min(i + 1, fin) and fin, or with high_random any row; the
     subgoal w of the manager is k steps ahead or at the goal, that of the worker k steps ahead.
     The worker's rows (s_low, a, ...) are the same rows i unless some actions are hidden.
@@ -752,7 +757,7 @@ def evaluate_checkpoint(problem, tree):
     """The summary of a saved run: the same starts and goals as after that update."""
     at = int(tree["update"])
     first, steps = phases(problem.config)[0]
-    if set(first) == {"value"} and at < steps:
+    if set(first) == {"value"} and at <= steps:
         raise ValueError(f"the run was stopped after {at} updates, before its policies began; "
                          "there is nothing to evaluate yet")
     last, _ = evaluate_all(problem, tree["params"], at)

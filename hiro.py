@@ -10,8 +10,9 @@ worker did (off-policy correction), since the worker of today would act otherwis
     python hiro.py --help             every flag with its meaning and source
 
 Symbols: s, s1 state and next state, position first; g, g1 relative goal before and after the
-step; D the task's goal; a action, in [-1, 1] after scaling to the action space; r reward; m mask;
-q critics' values; mu policy. Shapes: batch B, state S, position P, action A, twin critics 2.
+step; D the task's goal; a action in [-1, 1], which `World` scales to the action space; r reward;
+m mask; q critics' values; mu policy. Shapes: batch B, state S, position P, action A, twin
+critics 2.
 
 Where the paper [P], its authors' code [O] (tensorflow/models, research/efficient-hrl), TD3's and
 public ports [W] (watakandai/hiro_pytorch), [B] (bhairavmehta95/data-efficient-hrl) differ, what
@@ -55,6 +56,8 @@ is done here, and why:
      steps for goals within +-3, its noise is of their size and independent, its discount 0.9;
      the worker's noise of 0.5 stays on in evaluation, since without it a wrong action is
      repeated for ever.
+ E18 `--agent td3`, one policy on the task's reward: discount 0.99, noise 0.3 (on the grid 0.5), the
+     rest as the worker's; not tuned.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -71,6 +74,7 @@ from experiment import option
 from nets import adam, adam_init, ema, forward, init_mlp, mlp, relu, stop, tanh, tree_map
 
 AGENTS = ("hiro", "td3")
+ENDLESS = 10_000                        # an episode of more steps has no time limit
 
 
 @dataclass
@@ -94,7 +98,7 @@ class Config:
     target_rate: float = option(0.005, "EMA rate of the target networks (P, O: 0.005)")
     delay: int = option(2, "critic updates for each update of policy and targets (O: 2) [E6]")
     low_noise: float = option(0.1, "worker's exploration noise, in units of half the action range "
-                             "(P, O: 1.0)")
+                             "(P, O: 1.0, not scaled)")
     eval_noise: float = option(0.0, "worker's noise in evaluation, in the same units [E17]")
     high_noise: float = option(2.0, "manager's exploration noise, in units of the goals' "
                               "half-width (P, O: 0.1) [E10]")
@@ -133,7 +137,7 @@ def resolve(given):
         if given.get("env", Config.env).startswith(start):
             values.update(changes)
     if given.get("agent") == "td3":
-        values.update({"low_gamma": Config.high_gamma, "low_noise": 0.3, **values})
+        values = {"low_gamma": Config.high_gamma, "low_noise": 0.3, **values}       # [E18]
     if given.pop("quick", False):
         values.update(QUICK)
     c = Config(**{**values, **given})
@@ -414,7 +418,9 @@ class World:
             raise ValueError("observations are arrays without a goal: train(..., goal=...)")
         if isinstance(obs, dict):
             o, p = (np.ravel(obs[k]) for k in ("observation", "achieved_goal"))
-            self.begins = len(o) >= len(p) and np.array_equal(o[:len(p)], p)
+            moved = env.step(self.scale(np.ones(len(low))))[0]       # by chance equal at rest?
+            self.begins = len(o) >= len(p) and np.array_equal(o[:len(p)], p) and np.array_equal(
+                np.ravel(moved["observation"])[:len(p)], np.ravel(moved["achieved_goal"]))
             self.P = len(p)
         else:
             self.P = np.ravel(obs)[position].size
@@ -434,8 +440,14 @@ class World:
 
     def step(self, a):
         """Action a in [-1,1]^A -> s', reward, terminated, truncated."""
-        obs, reward, terminated, truncated, _ = self.env.step(self.centre + self.half * a)
+        obs, reward, terminated, truncated, _ = self.env.step(self.scale(a))
         return self.read(obs)[0], reward, terminated, truncated
+
+    def scale(self, a):
+        """a in [-1,1]^A as an action of the environment, in its dtype."""
+        space = self.env.action_space
+        return np.clip(self.centre + self.half * a, space.low, space.high).astype(
+            getattr(space, "dtype", float))
 
 
 # ---------------------------------------------------------------------------------- training
@@ -451,7 +463,7 @@ def start(c, world, rngs):
         tree = {"low": td3_init(rngs["init"], n_low, A, c),
                 "high": td3_init(rngs["init"], S + D, P, c)}
     tree["replay"] = replay_init(c.capacity // c.c, c.c, S, P, D, A)
-    tree["half"] = np.full(P, c.goal_range or np.nan, np.float32)
+    tree["half"] = np.full(P, c.goal_range or (np.nan if c.agent == "hiro" else 1), np.float32)
     return tree
 
 
@@ -550,7 +562,11 @@ def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=
         obs, _ = env.reset(seed=int(rngs["episodes"].integers(2**31)))
         s, task = world.read(obs)
         follows, over, noise = False, False, rngs["explore"].normal(size=len(tree["half"]))
+        began = step
         while not over:
+            if step - began > max(c.steps, ENDLESS):
+                raise ValueError(f"an episode did not end in {step - began} steps; the environment "
+                                 "needs a time limit")
             window, over, terminated = explore_window(world, s, task, tree, noise,
                                                       rngs["explore"], step, c)
             replay_add(tree["replay"], window, terminated, follows)
@@ -607,7 +623,8 @@ def summarise(c, name, run, last, step):
         for key in ("changed", "moved", "gain"):
             x = np.array([float(row[key]) for row in logged])
             means[key] = float(x[-20:].mean())
-            curves[f"{key}_curve"] = [round(float(x[part == i].mean()), 3) for i in np.unique(part)]
+            curves[f"{key}_curve"] = [round(float(x[part == i].mean()), 3) if (part == i).any()
+                                      else None for i in range(len(tests))]
     return {"env": name, "agent": c.agent, "seed": c.seed, "env_steps": step, **last, **means,
             "first_success": solved[0] if solved else None, **curves, "episodes": c.episodes,
             "train_seconds": round(run.seconds(), 1)}
@@ -687,7 +704,7 @@ def single_actor(world, tree, c, rng):
         s, task = (x[None] for x in world.read(obs))
         g = ask(s, task) if memory["t"] % c.c == 0 else carry(memory["s"], memory["g"], s, c)
         memory.update(t=memory["t"] + 1, s=s, g=g)
-        return world.centre + world.half * acting(act(s, g)[0], rng, c)
+        return world.scale(acting(act(s, g)[0], rng, c))
 
     return step
 
@@ -766,6 +783,9 @@ def draw_episodes(task, tree, episodes, run, c):
 def prepare(c, tree=None):
     """The task, and a check that a checkpoint's tree fits it (ValueError)."""
     env = envs.UMazeTask(c.contact) if c.env == "point-umaze" else envs.GOAL_TASKS[c.env]()
+    if c.agent == "hiro" and not c.goal_range and c.c > env.limit:
+        raise ValueError(f"--goal-range 0 is measured over --c {c.c} steps, but an episode of "
+                         f"{c.env} has {env.limit}")
     if tree is not None:
         fresh = start(c, World(env, None, None), experiment.generators(0, "init"))
         shapes = {name: x.shape for name, x in nets.flatten(fresh).items()}
