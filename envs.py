@@ -898,8 +898,7 @@ def expectile_values(env, at_goal, go_on, gamma, expectile):
     sum_y p(y) |expectile - 1(y < V)| (y - V) = 0. Pairs that the data never holds are NaN.
     """
     seen = at_goal + go_on.sum(1) > 1e-15
-    at_goal, go_on = np.where(seen, at_goal, 1), np.where(seen[:, None], go_on, 0)      # V is 0
-    v = np.zeros(at_goal.shape)
+    at_goal, v = np.where(seen, at_goal, 1), np.zeros(at_goal.shape)        # V is 0 if not seen
     while True:
         new = _expectile(-1 + gamma * v[env.neighbours], v, go_on, expectile, at_goal)
         change, v = np.abs(new - v).max(), new

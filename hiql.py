@@ -6,7 +6,7 @@ Park, Ghosh, Eysenbach, Levine 2023, arXiv 2307.11949. From a data set without r
   pi_l(a | s, z)        the worker: the action that leads there
 both policies by advantage-weighted regression (AWR) from that one value.
 
-    python hiql.py                    trains on point-medium, two to three minutes on one core
+    python hiql.py                    trains on point-medium, about two minutes on one core
     python hiql.py --help             every flag with its meaning and source
 
 Symbols: s, s1 state and next state, g goal, w state k steps ahead (subgoal), a action, r reward

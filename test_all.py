@@ -2126,6 +2126,8 @@ def test_any_environment_with_array_observations():
     moved = np.abs(states[warm, 5, :2] - states[warm, 0, :2])
     np.testing.assert_allclose(result.goal_range, np.quantile(moved, 0.95, axis=0), rtol=1e-5)
     assert (np.abs(replay["goal"][:n]) <= result.goal_range + 1e-6).all()
+    alone = hiro.train(Field(), field_config(steps=250, agent="td3"))
+    assert alone.goal_range.tolist() == [1, 1]              # has none: nothing is measured
     given = hiro.train(Field(), field_config(steps=250), goal_range=[1.0, 0.5])
     assert given.goal_range.tolist() == [1.0, 0.5]
 
