@@ -706,8 +706,9 @@ def test_a_run_on_ogbench_makes_its_data(tmp_path, monkeypatch, capsys):
 def test_own_data_agree_with_the_generator_of_ogbench():
     """Step length and turning within 2 %, cells within 0.03 total variation.
 
-    Walls are touched in half a per cent of the steps; over seeds that share has a standard
-    deviation of 2.5 %, so that it is compared within 8 %.
+    Walls are touched in half a per cent of the steps. That share of the file has a standard error
+    of 2.5 % over its trajectories, that of own sets a deviation of 3 % over seeds (12 of them are
+    5 % below the file on average): it is compared within 8 %.
     """
     path = os.path.join(HERE, "..", "shared", "data", "pointmaze-medium-navigate-v0.npz")
     if not os.path.exists(path):
@@ -724,7 +725,13 @@ def test_own_data_agree_with_the_generator_of_ogbench():
         return np.sqrt((step ** 2).sum(-1)).mean(), turn, touched, cells / cells.sum()
 
     own = envs.collect(env, np.random.default_rng(0), **envs.ENVIRONMENTS[env.name][2])
-    own, published = statistics(own), statistics(envs.load_dataset(path))
+    given = envs.load_dataset(path)
+    s, a, s1 = (x[i] for x, i in ((given.observations, given.valid), (given.actions, given.valid),
+                                  (given.observations, given.valid + 1)))
+    touched = np.abs(s + 0.2 * a - s1).max(-1) > 1e-4
+    assert touched.sum() > 1000                         # each a step of the simulator at a wall
+    assert np.abs(env.move(s[touched], a[touched]) - s1[touched]).max() < 1e-4
+    own, published = statistics(own), statistics(given)
     assert own[0] == pytest.approx(published[0], rel=0.02)
     assert own[1] == pytest.approx(published[1], rel=0.02)
     assert own[2] == pytest.approx(published[2], rel=0.08)
