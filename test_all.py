@@ -1912,6 +1912,35 @@ def test_worker_batches_are_the_steps_that_were_made(boundary):
     np.testing.assert_allclose(shares, 1 / 17, atol=0.006)      # uniform over steps
 
 
+def test_worker_relabelled_and_without_its_position():
+    """--low-relabel: goals at other states of the batch plus noise, within the range."""
+    replay, rng = toy_replay(), np.random.default_rng(0)
+    c = replay_config(low_relabel=True)
+    b = hiro.sample_steps(replay, rng, np.array([20.0]), c)     # noise of 2; nothing is clipped
+    s, g = b["x"][:, 0], b["x"][:, 2]
+    assert abs(np.corrcoef(s, s + g)[0, 1]) < 0.05              # the place has nothing of s
+    assert (s + g).mean() == pytest.approx(s.mean(), abs=0.15)
+    assert (s + g).var() == pytest.approx(s.var() + 4, rel=0.05)
+    np.testing.assert_allclose(b["r"], -np.abs(g - 1), rtol=1e-5)
+    b = hiro.sample_steps(replay, rng, np.array([2.0]), c)
+    assert np.abs(b["x"][:, 2]).max() == 2
+    b = hiro.sample_steps(replay, rng, np.array([2.0]), replay_config(see_position=False))
+    assert b["x"].shape[1] == 2 and set(b["x"][:, 0]) == set(range(-16, 1))     # -x and the goal
+
+
+def test_pretraining_is_of_the_worker_alone_then_of_the_manager_alone():
+    c = replay_config(batch=8, pretrain=100, warmup=10, steps=1000, candidates=3)
+    rngs = experiment.generators(0, "init", "batch")
+    tree = {**hiro.start(c, SimpleNamespace(S=2, P=1, D=1, A=1), rngs), "replay": toy_replay()}
+    for step, level in ((100, "low"), (101, "high")):
+        before = {name: tree_map(np.copy, tree[name]["online"]) for name in ("low", "high")}
+        hiro.learn(tree, 4, step, rngs["batch"], c)
+        for name in ("low", "high"):
+            same = [(x == y).all() for x, y in zip(flatten(before[name]).values(), flatten(
+                tree[name]["online"]).values())]
+            assert all(same) == (name != level), (step, name)
+
+
 def test_manager_batches_are_whole_windows():
     """(s_t, g, sum of rewards, s_{t+n}): true lengths; no bootstrap after termination alone."""
     replay, c = toy_replay(), replay_config(correction="none", reward_scale=0.5)
