@@ -66,6 +66,7 @@ ogbench, impls/agents/hiql.py) differ, and what is done here:
 import nets                             # first: it sets one BLAS thread before numpy loads
 
 import math
+import zlib
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from types import SimpleNamespace
@@ -247,8 +248,11 @@ def prepare(c, tree=None):
     if c.agent in ("gciql", "gcbc"):                    # of no use to them
         data.valid = labelled
     problem = SimpleNamespace(config=c, env=env, data=data, labelled=labelled, rngs=rngs,
-                              see=eyes(c, env))
+                              see=eyes(c, env), checksum=np.array(zlib.crc32(
+                                  data.observations[::97].tobytes(), len(data.observations))))
     if tree is not None:
+        if tree.get("data", problem.checksum) != problem.checksum:
+            raise ValueError(f"the data of {c.env} are not those of the run: another file")
         tree.setdefault("params", {})                   # a controller has none to save
         fresh = init(c, env, data, experiment.generators(c.seed, "init", "flat"))
         if shapes(fresh) != shapes(tree["params"]) or set(tree["rng"]) != set(rngs):
@@ -735,7 +739,8 @@ def train(problem, run):
                 last, shown = evaluate_all(problem, params, done)
                 run.log("eval", {"update": done, **last, "seconds": run.seconds()})
         if done % c.eval_every == 0 or done == total or run.stop:
-            run.save(done, {"params": params, "optimiser": optimiser}, rngs)
+            run.save(done, {"params": params, "optimiser": optimiser,
+                            "data": problem.checksum}, rngs)
         if done % 20 == 0 or done == total:
             success = f"success {last['success']:.2f}" if last else "success -"
             run.progress(done, total, " ".join(f"{k} {x:.3g}" for k, x in values.items())
