@@ -763,8 +763,9 @@ def test_presets():
     assert hiql.resolve({"preset": "paper", "agent": "gcbc"}).flat_alpha == 0
     assert hiql.resolve({"preset": "fast"}) == hiql.resolve({})
     fast = hiql.resolve({"env": name})
-    assert (fast.features, fast.schedule, fast.policy_steps, fast.lr) == (
-        "bumps+way", "sequential", 15_000, 1e-3)
+    assert (fast.features, fast.schedule, fast.policy_steps, fast.lr, fast.requery) == (
+        "bumps+way", "sequential", 15_000, 1e-3, 10)
+    assert hiql.resolve({"env": name, "agent": "flat"}).requery == 1
     for less in ({"agent": "gcbc"}, {"agent": "straight"}, {"schedule": "joint"}):
         c = hiql.resolve({"env": name, **less})         # nothing comes before the policies
         assert (c.schedule, c.policy_steps) == ("joint", 0)
