@@ -746,7 +746,7 @@ def draw_experiment(name):
         return
     size = 3.2 * len(panels), max(2.8, 0.35 * max(len(runs) for _, runs in panels))
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
-    tops = [max(x.max() for x in runs.values()) for _, runs in panels]
+    tops = [max(np.nanmax(x) for x in runs.values()) for _, runs in panels]
     curves = [top for top, (_, runs) in zip(tops, panels) if list(runs.values())[0].shape[1] > 1]
     for ax, top, (column, runs) in zip(axes[0], tops, panels):
         (row, y), label = list(runs.items())[0], column.removesuffix("_curve").replace("_", " ")
