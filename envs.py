@@ -217,6 +217,10 @@ class Maze:
         self.time, self.limit = 0, int(self.limits(self.state, self.goal)[0])
         return self.state[0].copy(), {"goal": self.goal[0].copy(), "success": False}
 
+    def jump(self, s, rng):
+        """Where agents shown at s (N,2) start their next step from: here all at s."""
+        return s
+
     def step(self, action):
         """One agent's step -> (obs, reward, terminated, truncated, info).
 
@@ -333,10 +337,6 @@ class PointMaze(Maze):
             near = off.max(-1) > half - margin
             if near.any():
                 self._push_out(s, np.flatnonzero(near))
-        return s
-
-    def jump(self, s, rng):
-        """Where agents shown at s (N,2) start their next step from: here all at s."""
         return s
 
     def _step(self, s, a):
@@ -812,6 +812,7 @@ def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5, tell=
     actions = np.empty((rows, episodes) + (() if env.discrete else (2,)),
                        np.int64 if env.discrete else np.float32)
     for t in range(rows):
+        at = env.jump(s, rng) if t else s               # nobody jumps before the first step
         if env.discrete:
             a = rng.integers(5, size=episodes)
             if kind == "navigate":
@@ -823,10 +824,9 @@ def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5, tell=
                 heading = np.stack([np.cos(angle), np.sin(angle)], -1)
             a = np.clip(heading + noise * rng.normal(size=s.shape), -1, 1).astype(np.float32)
         else:
-            at = env.jump(s, rng) if t else s           # nobody jumps before the first step
             a = env.follow(at, goal_cell, noise, rng).astype(np.float32)
         observations[t], actions[t] = s, a
-        s = env.move(s, a, rng) if env.discrete or kind == "explore" else env.move(at, a)
+        s = env.move(at, a, rng if env.discrete else None)
         arrived = np.flatnonzero(env.success(s, goal))
         if len(arrived) and kind == "navigate":
             goal_cell[arrived] = draw_goal(arrived)

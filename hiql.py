@@ -250,9 +250,10 @@ def prepare(c, tree=None):
     labelled = data.valid[np.repeat(shown, data.lengths)[data.valid]]
     if c.agent in ("gciql", "gcbc"):                    # of no use to them
         data.valid = labelled
+    sums = zlib.crc32(data.observations[::97].tobytes(), len(data.observations))
     problem = SimpleNamespace(config=c, env=env, data=data, labelled=labelled, rngs=rngs,
-                              see=eyes(c, env), checksum=np.array(zlib.crc32(
-                                  data.observations[::97].tobytes(), len(data.observations))))
+                              see=eyes(c, env),
+                              checksum=np.array(zlib.crc32(data.actions[::97].tobytes(), sums)))
     if tree is not None:
         if tree.get("data", problem.checksum) != problem.checksum:
             raise ValueError(f"the data of {c.env} are not those of the run: another file")
