@@ -291,6 +291,7 @@ def eyes(c, env):
         bump_x, bump_y = (np.exp(-0.5 * ((x[..., axis, None] - m) / (0.75 * env.side)) ** 2)
                           for axis, m in enumerate((across, up)))
         bumps = 3 * bump_y[..., :, None] * bump_x[..., None, :]
+        bumps[bumps < 1e-30] = 0        # subnormal numbers would make products ten times slower
         return np.concatenate([x, bumps.reshape(*x.shape[:-1], -1)], -1)
 
     return see

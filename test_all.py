@@ -1171,6 +1171,8 @@ def test_bumps_by_hand():
     np.testing.assert_allclose(bumps[0, 2, 2], 3 * np.exp(-16 / 9), rtol=1e-6)
     d = ((env.centre([(10, 4)])[0] - x[1]) ** 2).sum()
     np.testing.assert_allclose(bumps[1, 10, 4], 3 * np.exp(-d / 18), rtol=1e-5)
+    far = 3 * np.exp(-8 / 9 * np.add.outer((np.arange(12) - 1) ** 2, (np.arange(16) - 1) ** 2))
+    assert ((bumps[0] > 0) == (far > 1e-30)).all() and (bumps[0] == 0).any()    # none subnormal
     assert hiql.eyes(hiql.resolve({}), env)(x) is x
 
 
