@@ -645,7 +645,8 @@ def _runs(which):
 
 def compare(one, other):
     """Two rows, each NAME:ROW or NAME:ROW:PART -> a line for each column of the first experiment
-    that both have: the difference of the interquartile means, and its 95 % interval."""
+    that both have, but for the memory: the difference of the interquartile means, and its 95 %
+    interval."""
     sides, lines = [_runs(one), _runs(other)], []
     for which, side in zip((one, other), sides):
         if not side or not set(side[0]) - {"seed", "train_seconds"}:
@@ -654,7 +655,7 @@ def compare(one, other):
     for column in experiments()[one.partition(":")[0]]["columns"]:
         x, y = (np.array([float(r[column]) for r in side if r.get(column)
                           and " " not in r[column]]) for side in sides)
-        if len(x) and len(y):
+        if len(x) and len(y) and column != "peak_mb":
             less, low, high = interval(x, y)
             lines.append(f"{column.replace('_', ' ')}: {trim_mean(x, 0.25):.3f} ({len(x)} seeds) - "
                          f"{trim_mean(y, 0.25):.3f} ({len(y)} seeds) = {less:+.3f} "

@@ -1533,14 +1533,13 @@ def test_an_experiment_spread_over_processes_is_gathered(tmp_path, monkeypatch):
 def test_difference_of_two_experiments(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "HERE", str(tmp_path))
     (tmp_path / "experiments.ini").write_text("".join(
-        f"[{name}]\ntitle = T\nseeds = 0-3\ncolumns = success per_task\nx = hiql.py\n{more}"
-        for name, more in (("a", "only = hiql.py\n"), ("b", ""))))
+        f"[{name}]\ntitle = T\nseeds = 0-3\ncolumns = success per_task peak_mb\n"
+        f"x = hiql.py\n{more}" for name, more in (("a", "only = hiql.py\n"), ("b", ""))))
     (tmp_path / "results").mkdir()
     for name, scores in (("a", (0.9, 0.7, 0.8, 1.0)), ("b", (0.5, 0.6, 0.6, 0.7))):
         experiment.write_rows(tmp_path / "results" / f"{name}.csv", [
             {"row": "x", "seed": i, "success": x, "per_task": [x, x], "flat_success": x / 2,
-             "train_seconds": 60}
-            for i, x in enumerate(scores)])
+             "peak_mb": 250 + i, "train_seconds": 60} for i, x in enumerate(scores)])
     (line,) = experiment.compare("a:x", "b:x")
     assert line.startswith("success: 0.850 (4 seeds) - 0.600 (4 seeds) = +0.250 [+0.1")
     low, high = map(float, re.search(r"\[(.*), (.*)\]", line).groups())
