@@ -1373,6 +1373,11 @@ def test_chain_of_proposition_4_1():
         high, low = hiql.chain_error(T / k, sigma), hiql.chain_error(k, sigma)
         assert k[(high + low - 2 * high * low).argmin()] == np.sqrt(T)
         assert (k[(high + low).argmin()] == np.sqrt(T)) == (sigma < 0.2)    # the bound's is not
+    for sigma, k, useful in ((0.2, 30, True), (0.35, 86, False)):            # the bound's best k
+        bound = [hiql.chain_error(100 / x, sigma) + hiql.chain_error(x, sigma)
+                 for x in range(1, 101)]
+        assert np.argmin(bound) + 1 == k
+        assert (min(bound) < hiql.chain_error(100, sigma)) == useful
 
 
 def test_first_actions_by_hand():
