@@ -715,12 +715,13 @@ def table(name):
 
 
 def _estimate(x):
-    """Interquartile mean [95 % interval]; of three seeds or fewer the mean (lowest to highest)."""
+    """Interquartile mean [95 % interval]; of three seeds or two the mean (lowest to highest)."""
     if not x:
         return ""
     numbers = (np.mean(x), min(x), max(x)) if len(x) < 4 else interval(x)
     middle, low, high = (f"{v:.3g}" if v < 1000 else f"{v:.0f}" for v in numbers)
-    return f"{middle} ({low} to {high})" if len(x) < 4 else f"{middle} [{low}, {high}]"
+    spread = f" ({low} to {high})" if len(x) < 4 else f" [{low}, {high}]"
+    return middle + spread * (len(x) > 1)
 
 
 def _short(text):
