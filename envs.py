@@ -1,34 +1,32 @@
-"""Grid and point-mass mazes, offline data sets, exact answers, drawing.
+"""Mazes, tasks and offline data: what the two algorithms learn on. NumPy and SciPy only.
 
-Environments (`make(name)`; every one steps N agents at once and one agent by Gymnasium's calls):
-  grid-fourrooms, grid-maze               integer actions, observation (row, column) as floats
-  point-{umaze,medium,large,giant}        a disc; actions in [-1,1]^2; observation (x, y)
-  pointmaze-{medium,large,giant,teleport}-{navigate,stitch}-v0     OGBench's own
-point-medium, -large and -giant are OGBench's mazes with a robot four times as fast.
+    make(name)          a maze that moves N agents at once; HIQL's, with its data set (`dataset`)
+    make_task(name)     an online task by Gymnasium's reset and step; HIRO's
+    register(name, layout="...")     adds a maze of your own
 
-Coordinates of point mazes are OGBench's: cells are squares of side 4, cell (i, j) (row, column)
-has its centre at x = 4j - 4, y = 4i - 4. Layouts, tasks and the recipe of the data sets are those
-of OGBench (Park et al. 2024, arXiv 2410.20092; locomaze/maze.py and its data script); the U-maze
-is that of the HIRO code. Data files have OGBench's layout, so that its own files load unchanged.
+  grid-fourrooms, grid-maze            integer actions; observation (row, column) as floats
+  point-{umaze,medium,large,giant}     a disc, actions in [-1, 1]^2; observation (x, y)
+  pointmaze-{medium,large,giant,teleport}-{navigate,stitch}-v0     OGBench's (lab/ogbench.py)
 
-    python envs.py [FOLDER]      draws every maze with its tasks, and exact values (default: runs)
+Cells are named by (row, column). In point mazes they are squares of side 4, and cell (i, j) has
+its centre at x = 4j - 4, y = 4i - 4, as in OGBench. Layouts, tasks and the recipe of the data sets
+of medium, large and giant are OGBench's too (Park et al. 2024, arXiv 2410.20092), but the point-*
+agents are four times as fast; the U-maze is that of HIRO's code.
+Data files have OGBench's layout, so that its own files load unchanged. To see the mazes:
+`python -m support.plots`.
 """
 
+import importlib
 import os
-import sys
 import zipfile
 import zlib
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from types import SimpleNamespace
 
-import matplotlib
 import numpy as np
 from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components, shortest_path
-
-matplotlib.use("Agg")                   # pictures go to files; no screen is needed
-import matplotlib.pyplot as plt
+from scipy.sparse.csgraph import shortest_path
 
 LAYOUTS = {
     "fourrooms": """
@@ -98,19 +96,9 @@ LAYOUTS = {
         #.###...#...##.#
         #.....#...#....#
         ################""",
-    "teleport": """
-        ############
-        #.....#o#..#
-        ##.#...#..##
-        ##.###.....#
-        #....#i#.#.#
-        #i##.#.#.#.#
-        #o##.#.#.#o#
-        #....#...#.#
-        ############""",
 }
 
-# (start cell, goal cell), cells as (row, column). The maze is the medium one, two cells for one.
+# (start, goal) cells of the five evaluation tasks. The maze is the medium one, each cell doubled.
 TASKS = {
     "fourrooms": [((1, 1), (11, 11)), ((11, 1), (1, 11)), ((5, 5), (8, 8)), ((1, 11), (11, 11)),
                   ((8, 5), (2, 2))],
@@ -124,29 +112,96 @@ TASKS = {
               ((1, 1), (5, 4))],
     "giant": [((1, 1), (10, 14)), ((1, 14), (10, 1)), ((8, 14), (1, 1)), ((8, 3), (5, 12)),
               ((5, 9), (3, 8))],
-    "teleport": [((1, 10), (7, 1)), ((1, 1), (7, 10)), ((5, 6), (7, 10)), ((7, 1), (7, 10)),
-                 ((5, 6), (7, 1))],
 }
 
-# ------------------------------------------------------------------------------- environments
+
+def load(entry):
+    """The object that "module:name" names, imported when asked for; anything else as it is."""
+    if not isinstance(entry, str):
+        return entry
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+class Encoding:
+    """What the networks see of observations: here the observations themselves."""
+
+    extra = 0                               # entries of `pair` beyond those of s and g
+
+    def __call__(self, x):
+        """Observations (..., d) -> (..., S), which begin with the position."""
+        return x
+
+    def pair(self, s, g):
+        """Encoded states s and goals g (..., S) -> (..., 2 S + extra), one input of a network."""
+        return np.concatenate([s, g], -1)
+
+
+# ------------------------------------------------------------------------------------- mazes
 
 
 class Maze:
-    """A layout, its exact cell distances, and the single-agent calls of Gymnasium.
+    """A layout with its shortest paths, its evaluation tasks and its data set.
 
-    A subclass gives observations for cells (`place`), cells for observations (`cell`), the move
-    of N agents (`move`), success (`success`) and time limits (`limits`).
+    layout: a name in LAYOUTS, or rows of # (wall) and . (free) in one string. tasks: (start, goal)
+    cells; for a named layout TASKS has them, for an own one `far_tasks` chooses five.
+    A subclass has, for N agents at observations s (N, 2) with goals g (N, 2):
+        cell(s) -> cells (N, 2)     place(cells, rng=None) -> observations, with rng plus noise
+        move(s, a, rng) -> s'       success(s, g) -> (N,) bool      limits(s, g) -> (N,) steps
+        path_length(s, g) -> (N,)   follow(s, goal_cell (N,), noise, rng) -> actions, for `collect`
     """
 
-    def __init__(self, name, layout):
-        rows = LAYOUTS[layout].split()
-        self.name, self.tasks = name, TASKS[layout]
-        self.layout = np.array([list(row) for row in rows])     # for i and o see OGBenchMaze
+    symbols, connected = "#.", True         # connected: a path joins any two free cells
+    recipe = dict(kind="navigate", episodes=1000, rows=201, noise=0.5)      # of `collect`
+    defaults = {}                           # what the maze changes in hiql.Config's defaults
+
+    def __init__(self, name, layout, tasks=None):
+        rows = LAYOUTS.get(layout, layout).split()
+        if other := set("".join(rows)) - set(self.symbols):
+            raise ValueError(f"{name}: a layout is one of {', '.join(LAYOUTS)}, or rows of "
+                             f"{' '.join(self.symbols)} (# is a wall); this one has {min(other)!r}")
+        if len(set(map(len, rows))) > 1:
+            raise ValueError(f"{name}: the rows of the layout have {min(map(len, rows))} to "
+                             f"{max(map(len, rows))} cells; all must have the same number")
+        self.name, self.layout = name, np.array([list(row) for row in rows])
         self.walls = self.layout == "#"
         self.cells = np.argwhere(~self.walls)                           # (n, 2) row, column
+        if len(self.cells) < 2:
+            raise ValueError(f"{name}: the layout needs at least two free cells")
+        if not (self.walls[[0, -1]].all() and self.walls[:, [0, -1]].all()):
+            raise ValueError(f"{name}: the border of the layout must be closed by walls")
         self.index = np.full(self.walls.shape, -1)                      # cell -> number, wall -1
         self.index[tuple(self.cells.T)] = np.arange(len(self.cells))
-        self.state = None
+        if self.connected and (self.distance < 0).any():
+            raise ValueError(f"{name}: some free cells have no path to the others")
+        self.tasks = (TASKS.get(layout) or self.far_tasks()) if tasks is None else tasks
+        if np.shape(self.tasks)[1:] != (2, 2):
+            raise ValueError(f"{name}: a task is a start and a goal cell, ((row, column), (row, "
+                             "column))")
+        if wrong := {tuple(cell) for task in self.tasks for cell in task} - set(
+                map(tuple, self.cells.tolist())):
+            raise ValueError(f"{name}: the tasks have {min(wrong)}, which is no free cell")
+
+    def far_tasks(self):
+        """Five (start, goal) cells: the two cells farthest apart; then each start is as far as can
+        be from the starts before, and its goal is the farthest cell from it."""
+        starts = [self.distance.max(1).argmax()]
+        while len(starts) < 5:
+            starts.append(self.distance[starts].min(0).argmax())
+        ends = self.distance[starts].argmax(1)
+        return [(tuple(a), tuple(b)) for a, b in self.cells[np.stack([starts, ends], 1)].tolist()]
+
+    def settings(self, preset):
+        """What the environment changes in the defaults of hiql.Config, with that preset: a dict."""
+        return dict(self.defaults)
+
+    def encoding(self, name):
+        """The `Encoding` of that name; ValueError if the maze has none."""
+        return Encoding() if name == "position" else load("lab.ogbench:make_encoding")(name, self)
+
+    def dataset(self, rng):
+        """The offline data set, collected by the maze's recipe: a Dataset."""
+        return collect(self, rng, **self.recipe)
 
     @cached_property
     def distance(self):
@@ -155,10 +210,9 @@ class Maze:
 
     @cached_property
     def next_cell(self):
-        """next_cell[i, j]: number of the cell after i on a shortest path from i to j; (n, n)."""
-        step = self._paths[1].T.copy()          # the predecessor of i on the path from j to i
-        np.fill_diagonal(step, np.arange(len(step)))
-        return step
+        """next_cell[i, j]: number of the cell after i on a shortest path to j, or i; (n, n)."""
+        step = self._paths[1].T                 # the predecessor of i on the path from j to i
+        return np.where(step < 0, np.arange(len(step))[:, None], step)
 
     @cached_property
     def _paths(self):
@@ -174,8 +228,7 @@ class Maze:
 
     def number(self, obs):
         """Numbers (N,) of the cells that observations (N, 2) lie in; ValueError in a wall."""
-        i, j = np.clip(self.cell(obs), 0, np.array(self.walls.shape) - 1).T
-        number = self.index[i, j]                       # walls enclose the maze: outside is wall
+        number = self._number(obs)
         if (number < 0).any():
             raise ValueError(f"position {np.asarray(obs)[np.argmin(number)]} is inside a wall "
                              f"of {self.name}")
@@ -183,8 +236,11 @@ class Maze:
 
     def is_free(self, obs):
         """Whether observations (N, 2) lie in free cells: (N,) bool."""
+        return self._number(obs) >= 0
+
+    def _number(self, obs):
         i, j = np.clip(self.cell(obs), 0, np.array(self.walls.shape) - 1).T
-        return ~self.walls[i, j]
+        return self.index[i, j]                         # walls enclose the maze: outside is wall
 
     def random_pairs(self, rng, n, at_least):
         """n pairs of cells, shortest path >= at_least cells: starts (n, 2), goals (n, 2)."""
@@ -194,51 +250,9 @@ class Maze:
         pairs = pairs[rng.integers(len(pairs), size=n)]
         return self.cells[pairs[:, 0]], self.cells[pairs[:, 1]]
 
-    def reset(self, seed=None, options=None):
-        """Gymnasium's reset for one agent -> (observation (2,), info with the goal).
-
-        options: {"task": 1...5} for a fixed task, {"start": obs, "goal": obs} for given
-        positions; otherwise a random start and goal.
-        """
-        options = dict(options or {})
-        if seed is not None or self.state is None:
-            self.rng = np.random.default_rng(seed)
-        if unknown := set(options) - {"task", "start", "goal"}:
-            raise ValueError(f"unknown reset options {sorted(unknown)}; known: task, start, goal")
-        cells = self.random_pairs(self.rng, 1, 1)
-        if "task" in options:
-            if options["task"] not in range(1, len(self.tasks) + 1):
-                raise ValueError(f"task must be 1 to {len(self.tasks)}, not {options['task']}")
-            cells = np.array(self.tasks[options["task"] - 1])[:, None]
-        start, goal = (self.place(c, self.rng) for c in cells)
-        self.state = np.array(options.get("start", start[0]), float).reshape(1, 2)
-        self.goal = np.array(options.get("goal", goal[0]), float).reshape(1, 2)
-        self.number(np.concatenate([self.state, self.goal]))            # refuses walls
-        self.time, self.limit = 0, int(self.limits(self.state, self.goal)[0])
-        return self.state[0].copy(), {"goal": self.goal[0].copy(), "success": False}
-
     def jump(self, s, rng):
-        """Where agents shown at s (N,2) start their next step from: here all at s."""
+        """Where agents observed at s (N, 2) start their next step from: here at s."""
         return s
-
-    def step(self, action):
-        """One agent's step -> (obs, reward, terminated, truncated, info).
-
-        Reward 0 at the goal, which terminates the episode, else -1; the time limit truncates.
-        """
-        if self.state is None:
-            raise RuntimeError("call reset before step")
-        self.state = self.move(self.state, np.asarray(action)[None], self.rng)
-        self.time += 1
-        success = bool(self.success(self.state, self.goal)[0])
-        return (self.state[0].copy(), float(success) - 1, success,
-                self.time >= self.limit and not success,
-                {"goal": self.goal[0].copy(), "success": success})
-
-
-def unit(x):
-    """Vectors x (N,2) at length 1; a zero vector stays."""
-    return x / np.maximum(np.sqrt((x ** 2).sum(-1, keepdims=True)), 1e-9)
 
 
 class GridWorld(Maze):
@@ -248,12 +262,15 @@ class GridWorld(Maze):
     times the shortest path.
     """
 
-    discrete, action_dim, side = True, 5, 1.0
-    far = 8                                 # random pairs are at least so many cells apart
+    discrete, action_dim, side, tolerance = True, 5, 1.0, 0.5
+    pair_distance = 8                       # random evaluation pairs are so many cells apart
+    time_limit = None                       # depends on start and goal
     moves = np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]])
+    recipe = {**Maze.recipe, "noise": 0.3}
+    defaults = dict(discount=0.95, subgoal_steps=5, steps=8000, temperature=2.0)
 
-    def __init__(self, name, layout, slip=0.0):
-        super().__init__(name, layout)
+    def __init__(self, name, layout, slip=0.0, tasks=None):
+        super().__init__(name, layout, tasks)
         if not 0 <= slip <= 1:
             raise ValueError(f"slip must be a probability, not {slip}")
         self.slip = slip
@@ -268,7 +285,7 @@ class GridWorld(Maze):
         return np.array(cells, float)
 
     def move(self, s, a, rng=None):
-        """s (N,2), a (N,) integers in 0...4 -> s' (N,2). rng is needed for slips only."""
+        """s (N, 2), a (N,) integers in 0...4 -> s' (N, 2). rng is needed for slips only."""
         a = np.asarray(a)
         if a.dtype.kind not in "iu" or a.shape != (len(s),) or ((a < 0) | (a > 4)).any():
             raise ValueError("a grid action is an integer from 0 to 4, one for each agent")
@@ -276,6 +293,12 @@ class GridWorld(Maze):
             slips = rng.random(len(a)) < self.slip
             a = np.where(slips, rng.integers(5, size=len(a)), a)
         return self.cells[self.neighbours[self.number(s), a]].astype(float)
+
+    def follow(self, s, goal_cell, noise, rng):
+        """Actions (N,) along a shortest path, or uniform ones with probability noise."""
+        uniform = rng.integers(5, size=len(s))
+        ahead = self.distance[self.neighbours[self.number(s)], goal_cell[:, None]]
+        return np.where(rng.random(len(s)) < noise, uniform, ahead.argmin(-1))
 
     def success(self, s, g):
         return (np.rint(s) == np.rint(g)).all(-1)
@@ -296,13 +319,14 @@ class PointMaze(Maze):
     (or 0.02 cells) are made in equal parts, so that nothing passes through a wall or a corner.
     contact="undo" is the contact of HIRO's robot instead: a move whose end lies in a wall is not
     made at all. Success: within 1.0 of the goal. Starts and goals: cell centre +
-    U(-noise, noise)^2.
+    U(-noise, noise)^2. limit: steps of an episode.
     """
 
-    discrete, action_dim, far, tolerance, side = False, 2, 6, 1.0, 4.0
+    discrete, action_dim, side, tolerance, pair_distance = False, 2, 4.0, 1.0, 6
 
-    def __init__(self, name, layout, speed, limit, radius=0.7, noise=1.0, contact="slide"):
-        super().__init__(name, layout)
+    def __init__(self, name, layout, speed=0.8, limit=250, radius=0.7, noise=1.0, contact="slide",
+                 tasks=None):
+        super().__init__(name, layout, tasks)
         if not 0 <= radius < 0.5 * self.side or not speed > 0:
             raise ValueError(f"radius {radius} must be in [0, 2) and speed {speed} positive")
         if contact not in ("slide", "undo"):
@@ -324,7 +348,7 @@ class PointMaze(Maze):
                                                                centre.shape)
 
     def move(self, s, a, rng=None):
-        """s (N,2), a (N,2), clipped to [-1,1] -> s' (N,2)."""
+        """s (N, 2), a (N, 2), clipped to [-1, 1] -> s' (N, 2)."""
         s, step = np.array(s, float), self._step(s, a)
         if self.contact == "undo":
             return np.where(self.is_free(s + step)[:, None], s + step, s)
@@ -340,14 +364,14 @@ class PointMaze(Maze):
         return s
 
     def _step(self, s, a):
-        """The displacement (N,2) that actions a ask for."""
+        """The displacement (N, 2) that actions a ask for."""
         a = np.asarray(a, float)
         if a.shape != (len(s), 2) or not np.isfinite(a).all():
             raise ValueError("a point-maze action is two finite numbers for each agent")
         return self.speed * np.clip(a, -1, 1)
 
     def _push_out(self, s, live):
-        """Push the discs `live` among those at s (N,2) out of the walls, in place."""
+        """Push the discs `live` among those at s (N, 2) out of the walls, in place."""
         for _ in range(4):                      # a concave corner takes two pushes, rarely more
             depth, normal = self._deepest_contact(s[live])
             live, depth, normal = live[depth > 1e-9], depth[depth > 1e-9], normal[depth > 1e-9]
@@ -356,8 +380,8 @@ class PointMaze(Maze):
             s[live] += depth[:, None] * normal
 
     def _contacts(self, s):
-        """The nine squares around discs at s (N,2): depth (N,9) in a wall's square (-inf: none, or
-        the centre is in it), normals (N,9,2), which are walls (N,9), their centres (N,9,2)."""
+        """The nine squares around discs at s (N, 2): depths (N, 9) in the walls among them (-inf:
+        none, or the centre is in it), normals (N, 9, 2), which are walls, and their centres."""
         near = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
         cells = np.clip(self.cell(s)[:, None] + near, 0, np.array(self.walls.shape) - 1)
         centre, half = self.centre(cells), self.side / 2
@@ -387,25 +411,12 @@ class PointMaze(Maze):
             normal[inside] = -gap[out] / away[out][:, None]
         return depth, normal
 
-    def controller(self, kind, rng):
-        """act(s (N,2), g (N,2), t) -> actions (N,2) of a policy that learns nothing.
-
-        collector: that of the data sets, to the centre of the next cell + N(0, 0.5^2), clipped;
-        straight: clip(g - s, -1, 1), at the goal, walls or not; random: uniform.
-        """
-        def act(s, g, t):
-            if kind == "random":
-                return rng.uniform(-1, 1, s.shape)
-            if kind == "straight":
-                return np.clip(g - s, -1, 1)
-            return self.follow(s, self.number(g), 0.5, rng)
-
-        return act
-
     def follow(self, s, goal_cell, noise, rng):
-        """Actions (N,2): unit vector to the centre of the next cell on the way + noise, clipped."""
-        aim = self.centre(self.cells[self.next_cell[self.number(s), goal_cell]])
-        return np.clip(unit(aim - s) + noise * rng.normal(size=s.shape), -1, 1)
+        """Actions (N, 2) along a shortest path: the unit vector to the centre of the next cell +
+        N(0, noise^2), clipped to [-1, 1]."""
+        aim = self.centre(self.cells[self.next_cell[self.number(s), goal_cell]]) - s
+        length = np.maximum(np.sqrt((aim ** 2).sum(-1, keepdims=True)), 1e-9)
+        return np.clip(aim / length + noise * rng.normal(size=s.shape), -1, 1)
 
     def success(self, s, g):
         return np.sqrt(((s - g) ** 2).sum(-1)) <= self.tolerance
@@ -424,153 +435,178 @@ class PointMaze(Maze):
         return np.sqrt(((s - aim) ** 2).sum(-1)) + self.side * self.distance[step, j]
 
 
-class OGBenchMaze(PointMaze):
-    """OGBench's pointmaze without MuJoCo: pos += 0.2 clip(a, -1, 1), then its soft contact.
+@dataclass
+class Entry:
+    """How `make` builds an environment."""
 
-    Measured on the simulator: a penetration p of one wall becomes 0.1772152 p along the normal;
-    with several contacts MuJoCo's convex problem, in one static step of the plane (see _soften).
-    Inlets (`i` in the layout): from within 1.5 of one the agent starts its next step at one of
-    the outlets (`o`), drawn uniformly; as in OGBench the observation shows the jump then. Where
-    it was placed in an inlet, OGBench's first step would not begin with a jump.
-    `reset` and `step` are those of `Maze`: a reward of -1 or 0, OGBench's is 0 or 1.
-    """
-
-    left, stiffness, friction = 0.1772152, 3.0, 0.5
-
-    def __init__(self, name, layout):
-        super().__init__(name, layout, speed=0.2, limit=1000)
-        self.inlets, self.outlets = (self.centre(np.argwhere(self.layout == x)) for x in "io")
-
-    @cached_property
-    def next_cell(self):
-        """As in Maze, ties in OGBench's order: stay, up, left, down, right; stays if no path."""
-        to = self.cells[:, None] + np.array([(0, 0), (-1, 0), (0, -1), (1, 0), (0, 1)])
-        to = self.index[to[..., 0], to[..., 1]]                         # (n, 5), wall -1
-        ahead = np.where(to[..., None] < 0, len(to), self.distance[to])
-        return np.take_along_axis(to, ahead.argmin(1), 1)
-
-    def jump(self, s, rng):
-        """Where agents shown at s (N,2) start their next step from: those in an inlet elsewhere."""
-        s = np.array(s, float)
-        for inlet in self.inlets:
-            inside = np.flatnonzero(((s - inlet) ** 2).sum(-1) <= 1.5**2)
-            if len(inside):
-                s[inside] = self.outlets[rng.integers(len(self.outlets), size=len(inside))]
-        return s
-
-    def move(self, s, a, rng=None):
-        """s (N,2), a (N,2), clipped to [-1,1] -> s' (N,2). rng draws the outlets; without it
-        nobody jumps."""
-        step = self._step(s, a)
-        s = (np.array(s, float) if rng is None else self.jump(s, rng)) + step
-        depth, normal = self._contacts(s)[:2]
-        touch = np.flatnonzero((depth > 0).any(-1))
-        s[touch] += self._soften(np.maximum(depth[touch], 0), normal[touch])
-        return s
-
-    def _soften(self, depth, normal):
-        """Displacement u (N,2) that contacts of these depths (N,9) and normals (N,9,2) cause.
-
-        MuJoCo's contact problem with pyramidal friction cones (Todorov et al. 2012), in one step:
-            min_u |u|^2 + stiffness sum_f max(0, push depth_f - J_f u)^2
-        over the facets f of every contact, J = n, n, n + friction t and n - friction t, by
-        Newton's method; push is such that a single contact leaves `left` of its depth. The two
-        numbers were fitted to the simulator's steps, those with several contacts included.
-        """
-        tangent = self.friction * np.stack([-normal[..., 1], normal[..., 0]], -1)
-        J = np.concatenate([normal, normal, normal + tangent, normal - tangent], 1)
-        aim = np.tile(depth, 4) * (1 - self.left) * (1 + 1 / (4 * self.stiffness))
-        u = np.zeros((len(depth), 2))
-        for _ in range(8):
-            pull = self.stiffness * (aim > np.einsum("nfk,nk->nf", J, u)) * (aim > 0)
-            H = np.eye(2) + np.einsum("nf,nfk,nfl->nkl", pull, J, J)
-            u = np.linalg.solve(H, np.einsum("nf,nfk->nk", pull * aim, J)[..., None])[..., 0]
-        return u
+    kind: object                                    # a subclass of Maze, or "module:name" of one
+    arguments: dict                                 # of the class, but for its name
+    recipe: dict = field(default_factory=dict)      # changes of the class's own `recipe`
+    settings: dict = field(default_factory=dict)    # changes of the class's own `defaults`
 
 
-# Name -> (class, its arguments, the recipe of its data set). The recipes of the pointmaze-* sets
-# are those OGBench published; a trajectory of T rows holds T - 1 transitions.
 ENVIRONMENTS = {
-    "grid-fourrooms": (GridWorld, dict(layout="fourrooms"),
-                       dict(kind="navigate", episodes=1000, rows=201, noise=0.3)),
-    "grid-maze": (GridWorld, dict(layout="maze"),
-                  dict(kind="navigate", episodes=1000, rows=201, noise=0.3)),
-    "point-umaze": (PointMaze, dict(layout="umaze", speed=0.2, limit=500, radius=0.0, noise=0.1),
-                    dict(kind="navigate", episodes=500, rows=501, noise=0.5)),
+    "grid-fourrooms": Entry(GridWorld, dict(layout="fourrooms")),
+    "grid-maze": Entry(GridWorld, dict(layout="maze")),
+    "point-umaze": Entry(
+        PointMaze, dict(layout="umaze", speed=0.2, limit=500, radius=0.0, noise=0.1),
+        dict(kind="navigate", episodes=500, rows=501, noise=0.5),
+        dict(discount=0.99, subgoal_steps=25)),
+    "point-medium": Entry(PointMaze, dict(layout="medium")),
+    "point-large": Entry(PointMaze, dict(layout="large")),
+    "point-giant": Entry(PointMaze, dict(layout="giant"), settings=dict(discount=0.99)),
 }
 for _size in ("medium", "large", "giant", "teleport"):
-    if _size != "teleport":
-        ENVIRONMENTS[f"point-{_size}"] = (
-            PointMaze, dict(layout=_size, speed=0.8, limit=250),
-            dict(kind="navigate", episodes=1000, rows=201, noise=0.5))
-    _long = _size == "giant"
-    for _kind, _episodes, _rows in (("navigate", 500 if _long else 1000, 2001 if _long else 1001),
-                                    ("stitch", 5000, 201)):
-        ENVIRONMENTS[f"pointmaze-{_size}-{_kind}-v0"] = (
-            OGBenchMaze, dict(layout=_size),
-            dict(kind=_kind, episodes=_episodes, rows=_rows, noise=0.5))
+    # the recipes that OGBench published; a trajectory of T rows holds T - 1 transitions
+    for _recipe in (dict(kind="navigate", episodes=1000, rows=1001, noise=0.5),
+                    dict(kind="stitch", episodes=5000, rows=201, noise=0.5)):
+        if _size == "giant" and _recipe["kind"] == "navigate":
+            _recipe.update(episodes=500, rows=2001)
+        ENVIRONMENTS[f"pointmaze-{_size}-{_recipe['kind']}-v0"] = Entry(
+            "lab.ogbench:OGBenchMaze", dict(layout=_size), _recipe)
 
 
 def make(name, **changes):
-    """The environment of that name; changes replace arguments of its class (slip=0.1, ...)."""
+    """The maze of that name; changes replace arguments of its class (slip=0.1, ...)."""
     if name not in ENVIRONMENTS:
         raise ValueError(f"unknown environment {name!r}; known: {', '.join(ENVIRONMENTS)}")
-    kind, arguments, _ = ENVIRONMENTS[name]
-    return kind(name, **{**arguments, **changes})
+    entry = ENVIRONMENTS[name]
+    env = load(entry.kind)(name, **{**entry.arguments, **changes})
+    env.recipe = {**env.recipe, **entry.recipe}
+    env.defaults = {**env.defaults, **entry.settings}
+    return env
 
 
-# --------------------------------------------------------------- tasks of online learning
+def register(name, kind=PointMaze, recipe=None, settings=None, **arguments):
+    """Give `make` a new environment; a layout is enough: register("mine", layout=ROWS).
+
+    kind: a subclass of Maze, or "module:name" of one, imported when it is made; arguments: its
+    own; recipe: of its data, arguments of `collect`; settings: what it changes in the defaults of
+    hiql.Config; both beside those of the class. ValueError: a name that exists, a wrong layout.
+    """
+    if name in ENVIRONMENTS:
+        raise ValueError(f"there is an environment {name!r} already")
+    if isinstance(kind, type):
+        kind(name, **arguments)                 # a wrong layout is refused here and not later
+    ENVIRONMENTS[name] = Entry(kind, arguments, recipe or {}, settings or {})
 
 
-class GoalTask:
-    """A maze by the convention of Gymnasium-Robotics, for online learning: HIRO's tasks.
+# ---------------------------------------------------------------------------- online tasks
 
-    Observations are dicts: achieved_goal is the position and desired_goal the goal, (2,) each;
-    observation (S,) begins with the position. Actions lie in [-1,1]^2. The reward is minus the
-    distance to the goal after the step; nothing terminates, the time limit truncates;
-    info["success"] tells of this step. A subclass draws starts and goals (`draw`, `tests`), moves
-    N agents (`move`) and says what they see (`observe`), how far they are (`distance`) and what
-    counts as reached, at any step and at the last.
+
+class GoalEnv:
+    """A maze by Gymnasium's reset and step, with the dict observations of Gymnasium-Robotics.
+
+    observation (S,) begins with the position; achieved_goal (2,) is the position and desired_goal
+    (2,) the goal; float64. Starts and goals: random cells (`draw`), or the maze's tasks. Reward 0
+    at the goal, which terminates the episode, else -1; the time limit truncates (`limit` steps,
+    None: the maze's own); info["success"] tells of this step.
+    A subclass may draw starts and goals (`draw`, `tests`), move N agents (`move`) and say what
+    they see (`observe`), how far they are (`distance`), what counts as reached at a step and at
+    the last, and the reward. settings: what the task changes in hiro.Config's defaults.
     """
 
-    def __init__(self, maze, limit):
-        self.maze, self.limit, self.rng = maze, limit, np.random.default_rng()
-        self.action_space = SimpleNamespace(low=-np.ones(2), high=np.ones(2), shape=(2,))
+    settings, goal_terminates, goals_in_walls = {}, True, False
+
+    def __init__(self, maze, limit=None):
+        self.name, self.maze, self.limit = maze.name, maze, limit or maze.time_limit
+        self.rng, self.state = np.random.default_rng(), None
+        self.action_space = (SimpleNamespace(n=maze.action_dim, shape=()) if maze.discrete else
+                             SimpleNamespace(low=-np.ones(2), high=np.ones(2), shape=(2,)))
+
+    @property
+    def action_size(self):
+        """Entries of an action; 0 if actions are integers."""
+        return sum(self.action_space.shape)
 
     def reset(self, seed=None, options=None):
-        """Gymnasium's reset; options: start and goal, (2,) each, instead of drawn ones."""
+        """Start an episode -> (observation, info).
+
+        options: {"task": 1, 2, ...} for one of the maze's tasks, {"start": (2,), "goal": (2,)} for
+        given positions; otherwise drawn ones. ValueError: unknown options, positions in walls.
+        """
+        options = dict(options or {})
         if seed is not None:
             self.rng = np.random.default_rng(seed)
-        options = options or {}
+        if unknown := set(options) - {"task", "start", "goal"}:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; known: task, start, goal")
         start, goal = self.draw(self.rng, 1)
-        self.s = np.array(options.get("start", start[0]), float).reshape(1, 2)
-        self.goal = np.array(options.get("goal", goal[0]), float).reshape(1, 2)
+        if "task" in options:
+            tasks = self.maze.tasks
+            if options["task"] not in range(1, len(tasks) + 1):
+                raise ValueError(f"task must be 1 to {len(tasks)}, not {options['task']}")
+            start, goal = self.maze.place(tasks[options["task"] - 1], self.rng)
+        self.state = np.array(options.get("start", start), float).reshape(1, 2)
+        self.goal = np.array(options.get("goal", goal), float).reshape(1, 2)
+        self.maze.number(self.state)                                    # refuses walls
+        if not self.goals_in_walls:
+            self.maze.number(self.goal)
         self.time = 0
+        self.time_limit = self.limit or int(self.maze.limits(self.state, self.goal)[0])
         return self._observation(), {}
 
     def step(self, action):
-        """Gymnasium's step -> (observation, reward, terminated, truncated, info)."""
-        self.s, self.time = self.move(self.s, np.asarray(action, float)[None]), self.time + 1
-        far = self.distance(self.s, self.goal)
-        return (self._observation(), -float(far[0]), False, self.time >= self.limit,
-                {"success": bool(self.reached(far)[0])})
-
-    def observe(self, s):
-        """Observations (N,S) at positions s (N,2); here the position alone."""
-        return s
+        """One step -> (observation, reward, terminated, truncated, info)."""
+        if self.state is None:
+            raise RuntimeError("call reset before step")
+        self.state = self.move(self.state, np.asarray(action)[None])
+        self.time += 1
+        distance = self.distance(self.state, self.goal)
+        success = bool(self.reached(distance)[0])
+        terminated = success and self.goal_terminates
+        return (self._observation(), float(self.reward(distance)[0]), terminated,
+                self.time >= self.time_limit and not terminated, {"success": success})
 
     def _observation(self):
-        return {"observation": self.observe(self.s)[0].copy(), "achieved_goal": self.s[0].copy(),
-                "desired_goal": self.goal[0].copy()}
+        return {"observation": self.observe(self.state)[0].copy(),
+                "achieved_goal": self.state[0].copy(), "desired_goal": self.goal[0].copy()}
+
+    def draw(self, rng, n):
+        """Starts (n, 2) and goals (n, 2) of training."""
+        starts, goals = self.maze.random_pairs(rng, n, 1)
+        return self.maze.place(starts, rng), self.maze.place(goals, rng)
+
+    def tests(self, rng, n):
+        """{name: (starts (n, 2), goals (n, 2))} of evaluation: the maze's tasks, random ones."""
+        tests = {f"task{i}": tuple(self.maze.place(np.tile(cell, (n, 1)), rng) for cell in task)
+                 for i, task in enumerate(self.maze.tasks, 1)}
+        return {**tests, "random": self.draw(rng, n)}
+
+    def move(self, s, a):
+        """Positions (N, 2) after actions a at s (N, 2)."""
+        return self.maze.move(s, a, self.rng)
+
+    def observe(self, s):
+        """Observations (N, S) at positions s (N, 2); here the position alone."""
+        return s
+
+    def distance(self, s, g):
+        """Distances (N,) of positions s to goals g, (N, 2) each; here Euclidean."""
+        return np.sqrt(((s - g) ** 2).sum(-1))
+
+    def reached(self, distance):
+        """Whether goals at these distances (N,) count as reached."""
+        return distance <= self.maze.tolerance
+
+    def reached_last(self, distance):
+        """The same at an episode's last step."""
+        return self.reached(distance)
+
+    def reward(self, distance):
+        """Rewards (N,) of steps that end at these distances (N,)."""
+        return self.reached(distance) - 1.0
 
 
-class UMazeTask(GoalTask):
+class UMazeTask(GoalEnv):
     """HIRO's U-maze (official code: create_maze_env.py, point_maze.gin) for a point mass.
 
     Start (0, 0) + U(-0.1, 0.1)^2; training goals U(-2, 10)^2, some of them in walls; test goals
-    (0, 8), (8, 0), (8, 8) and random free positions; Euclidean distance, 500 steps. Reached:
-    within 2.5 (HIGL's evaluation), at the last step within 5 (the paper's).
+    (0, 8), (8, 0), (8, 8) and random free positions. Reward minus the Euclidean distance; nothing
+    terminates, 500 steps. Reached: within 2.5 (HIGL's evaluation), at the last step within 5 (the
+    paper's).
     """
+
+    goal_terminates, goals_in_walls = False, True
 
     def __init__(self, contact="slide"):
         super().__init__(make("point-umaze", contact=contact), 500)
@@ -579,7 +615,7 @@ class UMazeTask(GoalTask):
         return rng.uniform(-0.1, 0.1, (n, 2)), rng.uniform(-2, 10, (n, 2))
 
     def tests(self, rng, n):
-        """{name: (starts (n,2), goals (n,2))}; the first is the paper's."""
+        """{name: (starts (n, 2), goals (n, 2))}; the first is the paper's."""
         maze = self.maze
         goals = {f"{x}_{y}": np.tile([float(x), float(y)], (n, 1))
                  for x, y in ((0, 8), (8, 0), (8, 8))}
@@ -587,61 +623,28 @@ class UMazeTask(GoalTask):
         goals["random"] = maze.centre(cells) + rng.uniform(-2, 2, (n, 2))
         return {name: (self.draw(rng, n)[0], g) for name, g in goals.items()}
 
-    def move(self, s, a):
-        return self.maze.move(s, a)
+    def reached(self, distance):
+        return distance <= 2.5
 
-    def distance(self, s, g):
-        return np.sqrt(((s - g) ** 2).sum(-1))
+    def reached_last(self, distance):
+        return distance <= 5
 
-    def reached(self, far):
-        return far <= 2.5
-
-    def reached_last(self, far):
-        return far <= 5
+    def reward(self, distance):
+        return -distance
 
 
-class FourRoomsTask(GoalTask):
-    """grid-fourrooms by a vector action: the axis of its largest component moves the agent.
-
-    A largest component below 0.5 stays. The agent sees its row and column and, one-hot, which of
-    the free cells it is in: a wall then needs no steep function of two numbers. Start and goal
-    are cells of different rooms (doors belong to none); Manhattan distance, 100 steps; reached:
-    the goal's cell.
-    """
-
-    def __init__(self):
-        super().__init__(make("grid-fourrooms"), 100)
-        inside = np.flatnonzero(~self.maze.corridors)           # rooms: parts without the doors
-        near = self.maze.distance[np.ix_(inside, inside)] == 1
-        room = connected_components(csr_matrix(near))[1]
-        self.pairs = inside[np.argwhere(room[:, None] != room)]
-
-    def draw(self, rng, n):
-        pairs = self.maze.cells[self.pairs[rng.integers(len(self.pairs), size=n)]].astype(float)
-        return pairs[:, 0], pairs[:, 1]
-
-    def tests(self, rng, n):
-        """{name: (starts (n,2), goals (n,2))}."""
-        return {"random": self.draw(rng, n)}
-
-    def move(self, s, a):
-        axis = np.abs(a).argmax(-1)
-        along = a[np.arange(len(a)), axis]
-        return self.maze.move(s, np.where(np.abs(along) < 0.5, 0, 1 + 2 * axis + (along > 0)))
-
-    def observe(self, s):
-        return np.concatenate([s, np.eye(len(self.maze.cells))[self.maze.number(s)]], -1)
-
-    def distance(self, s, g):
-        return np.abs(s - g).sum(-1)
-
-    def reached(self, far):
-        return far < 0.5
-
-    reached_last = reached
+TASKS_ONLINE = {"point-umaze": UMazeTask, "point-umaze-undo": partial(UMazeTask, contact="undo"),
+                "grid-fourrooms": "lab.tasks:FourRoomsTask"}
 
 
-GOAL_TASKS = {"point-umaze": UMazeTask, "grid-fourrooms": FourRoomsTask}
+def make_task(name):
+    """The online task of that name: a GoalEnv."""
+    if name not in TASKS_ONLINE:
+        raise ValueError(f"unknown task {name!r}; known: {', '.join(TASKS_ONLINE)}")
+    task = load(TASKS_ONLINE[name])()
+    task.name = name
+    return task
+
 
 # -------------------------------------------------------------------------------- data sets
 
@@ -650,7 +653,7 @@ GOAL_TASKS = {"point-umaze": UMazeTask, "grid-fourrooms": FourRoomsTask}
 class Dataset:
     """Trajectories, concatenated, in OGBench's layout.
 
-    observations (N,2) float32; actions (N,2) float32, or (N,) integers on grids; terminals (N,)
+    observations (N, 2) float32; actions (N, 2) float32, or (N,) integers on grids; terminals (N,)
     bool, True on the last row of each trajectory. Row i's transition is (row i, action i, row
     i + 1); the last row of a trajectory has none.
     """
@@ -681,11 +684,12 @@ class Dataset:
         self.lengths = lengths                                      # rows of each trajectory
         self.last = np.repeat(ends, lengths).astype(np.int32)       # last row of i's trajectory
         self.valid = np.flatnonzero(~self.terminals).astype(np.int32)   # rows with a transition
+        self.labelled = self.valid              # those whose action is known: at first all
 
 
 def save_dataset(path, data):
     """Write OGBench's npz layout; under a temporary name first, then renamed."""
-    with open(f"{path}.{os.getpid()}.tmp", "wb") as file:       # two processes may do the same
+    with open(f"{path}.{os.getpid()}.tmp", "wb") as file:       # several processes may do so
         try:
             np.savez_compressed(file, observations=data.observations, actions=data.actions,
                                 terminals=data.terminals)
@@ -737,68 +741,40 @@ def check_dataset(data, env):
     if env.discrete and (data.actions.dtype.kind not in "iu" or data.actions.min() < 0
                          or data.actions.max() > 4):
         raise ValueError(f"actions of {env.name} are integers from 0 to 4")
-    known = env.is_free(obs)
-    if known.mean() < (1 if env.discrete else 0.99):
-        raise ValueError(f"{1 - known.mean():.0%} of the positions lie outside the free cells of "
+    free = env.is_free(obs)
+    if free.mean() < (1 if env.discrete else 0.99):
+        raise ValueError(f"{1 - free.mean():.0%} of the positions lie outside the free cells of "
                          f"{env.name}; the data set is of another maze")
     i = data.valid[:: max(1, len(data.valid) // 100_000)]
-    i = i[known[i] & known[i + 1]]
-    if env.discrete:
-        if env.slip:
-            fits = (env.neighbours[env.number(obs[i])] == env.number(obs[i + 1])[:, None]).any(1)
-        else:
-            fits = env.success(env.move(obs[i], data.actions[i]), obs[i + 1])
-    else:
+    i = i[free[i] & free[i + 1]]
+    if not env.discrete:
         fits = np.abs(env.move(obs[i], data.actions[i]) - obs[i + 1]).max(-1) < 0.1 * env.speed
+    elif env.slip:
+        fits = (env.neighbours[env.number(obs[i])] == env.number(obs[i + 1])[:, None]).any(1)
+    else:
+        fits = env.success(env.move(obs[i], data.actions[i]), obs[i + 1])
     if fits.mean() < (1 if env.discrete else 0.99):
         step = "the move" if env.discrete else f"{env.speed} x action, as far as walls let it"
         raise ValueError(f"{1 - fits.mean():.0%} of the steps are not {step}, in {env.name}; the "
                          "data set is of another environment")
 
 
-def ogbench_dataset(env, folder="datasets"):
-    """The data set of an OGBench name, the same for every seed, kept in `folder`.
+def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5, progress=None):
+    """Offline data by OGBench's recipe, all episodes side by side: a Dataset of episodes x rows.
 
-    Made by OGBench's recipe, so that it agrees with the published file in distribution, not row
-    by row. A file of that name, such as the published one, is used as it is.
+    Each agent goes by `env.follow` with that noise from a random cell to a random goal.
+    navigate  a new goal on arrival; in point mazes goals are no straight corridors
+    stitch    one goal, 4 cells away, so that trajectories are short; point mazes only
+    progress(n) is called when n rows of every episode are made.
     """
-    path = os.path.join(folder, f"{env.name}.npz")
-    if not os.path.exists(path):
-        recipe = ENVIRONMENTS[env.name][2]
-        size, rows = f"{recipe['episodes']} x {recipe['rows']} rows", recipe["rows"]
-
-        def tell(done):
-            if sys.stdout.isatty() and (done % 20 == 0 or done == rows):
-                print(f"\r\033[K{env.name}: {size}, {done / rows:.0%}", end="", flush=True)
-
-        print(f"collecting {env.name}: {size} ...", flush=True)
-        os.makedirs(folder, exist_ok=True)
-        save_dataset(path, collect(env, np.random.default_rng(0), **recipe, tell=tell))
-        print(f"{chr(10) * sys.stdout.isatty()}kept in {path}", flush=True)
-    try:
-        return load_dataset(path)
-    except ValueError as e:
-        raise ValueError(f"{e}; remove {path}, and it is made again") from None
-
-
-def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5, tell=None):
-    """Offline data by OGBench's recipe, all episodes in step: a Dataset of episodes x rows.
-    tell(n) is called after each n rows of every episode.
-
-    navigate  follows a shortest path to a random goal, a new goal on arrival. Point: unit vector
-              to the next cell's centre + N(0, noise^2), clipped; goals are cells that are not
-              straight corridors. Grid: a uniform action with probability noise.
-    stitch    point only: as navigate, one goal, 4 cells away (short trajectories).
-    explore   point: a new uniform heading every ten steps + N(0, noise^2); grid: uniform actions.
-    """
-    if kind not in ("navigate", "stitch", "explore") or (env.discrete and kind == "stitch"):
+    if kind not in ("navigate", "stitch") or (env.discrete and kind == "stitch"):
         raise ValueError(f"{env.name} has no data of kind {kind!r}")
     if episodes < 1 or rows < 2 or noise < 0:
         raise ValueError("collect needs episodes >= 1, rows >= 2 and noise >= 0")
     goals = np.flatnonzero(~env.corridors | env.discrete)
 
     def draw_goal(start):
-        if kind != "stitch":
+        if kind == "navigate":
             return rng.choice(goals, size=len(start))
         there = env.distance[start]                                 # (n, cells)
         there = there == np.minimum(4, there.max(-1, keepdims=True))
@@ -809,272 +785,19 @@ def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5, tell=
     goal_cell = draw_goal(start)
     goal = env.place(env.cells[goal_cell], rng)
     observations = np.empty((rows, episodes, 2), np.float32)
-    actions = np.empty((rows, episodes) + (() if env.discrete else (2,)),
-                       np.int64 if env.discrete else np.float32)
+    actions = (np.empty((rows, episodes), np.int64) if env.discrete else
+               np.empty((rows, episodes, 2), np.float32))
     for t in range(rows):
         at = env.jump(s, rng) if t else s               # nobody jumps before the first step
-        if env.discrete:
-            a = rng.integers(5, size=episodes)
-            if kind == "navigate":
-                ahead = env.distance[env.neighbours[env.number(s)], goal_cell[:, None]]
-                a = np.where(rng.random(episodes) < noise, a, ahead.argmin(-1))
-        elif kind == "explore":
-            if t % 10 == 0:
-                angle = rng.uniform(0, 2 * np.pi, episodes)
-                heading = np.stack([np.cos(angle), np.sin(angle)], -1)
-            a = np.clip(heading + noise * rng.normal(size=s.shape), -1, 1).astype(np.float32)
-        else:
-            a = env.follow(at, goal_cell, noise, rng).astype(np.float32)
-        observations[t], actions[t] = s, a
-        s = env.move(at, a, rng if env.discrete else None)
+        observations[t], actions[t] = s, env.follow(at, goal_cell, noise, rng)
+        s = env.move(at, actions[t], rng if env.discrete else None)
         arrived = np.flatnonzero(env.success(s, goal))
         if len(arrived) and kind == "navigate":
             goal_cell[arrived] = draw_goal(arrived)
             goal[arrived] = env.place(env.cells[goal_cell[arrived]], rng)
-        if tell:
-            tell(t + 1)
+        if progress:
+            progress(t + 1)
     terminals = np.zeros((episodes, rows), bool)
     terminals[:, -1] = True
     return Dataset(observations.swapaxes(0, 1).reshape(-1, 2),
                    actions.swapaxes(0, 1).reshape((-1,) + actions.shape[2:]), terminals.ravel())
-
-
-# ------------------------------------------------------------------------------ exact answers
-
-
-def optimal_value(steps, gamma):
-    """V* of a goal that many steps away: reward -1 a step, 0 at the goal, which absorbs."""
-    return -(1 - gamma ** np.asarray(steps, float)) / (1 - gamma)
-
-
-def goal_counts(env, data, gamma, p_current, p_future, p_random, success="index"):
-    """The joint distribution of (s, s', g, success) that HIQL's value loss draws, counted.
-
-    A row i with a transition is drawn uniformly; its goal is row i itself with p_current, row
-    min(i + Geometric(1 - gamma), fin) with p_future, where fin is the last row but one of the
-    trajectory, or any row with a transition with p_random. Success: the goal is row i ("index")
-    or lies in row i's cell ("state").
-    -> at_goal (n, n): probability of (s, g) and success; go_on (n, 5, n): of (s, move, g) and no
-    success. s' is env.neighbours[s, move], n the number of cells. They sum to 1.
-    """
-    n, valid = len(env.cells), data.valid
-    cell = env.number(data.observations)
-    moved = env.neighbours[cell[valid]] == cell[valid + 1, None]
-    if not moved.any(-1).all():
-        raise ValueError("the data set has steps that are no move of the grid")
-    s, slot, fin = cell[valid], moved.argmax(-1), data.last[valid] - 1
-    at_goal, go_on = np.zeros(n * n), np.zeros(n * 5 * n)
-
-    def add(rows, goal, weight, same):
-        hit = (goal == s[rows]) if success == "state" else np.full(len(rows), same)
-        at, on = s[rows] * n + goal, (s[rows] * 5 + slot[rows]) * n + goal
-        weight = np.broadcast_to(weight, len(rows))
-        at_goal[:] += np.bincount(at[hit], weight[hit], minlength=n * n)
-        go_on[:] += np.bincount(on[~hit], weight[~hit], minlength=n * 5 * n)
-
-    everyone = np.arange(len(valid))
-    add(everyone, s, p_current, True)
-    add(everyone[valid == fin], s[valid == fin], p_future, True)
-    for ahead in range(1, data.lengths.max() - 1):
-        rows = everyone[valid + ahead <= fin]
-        ends = valid[rows] + ahead == fin[rows]                 # the truncation's whole tail
-        weight = p_future * gamma ** (ahead - 1) * np.where(ends, 1, 1 - gamma)
-        add(rows, cell[valid[rows] + ahead], weight, False)
-    frequency = np.bincount(s, minlength=n) / len(valid)
-    for g in np.flatnonzero(frequency):
-        add(everyone, np.full(len(s), g), p_random * frequency[g], False)
-    if success == "index":                                      # a random goal that is row i
-        self_weight = p_random / len(valid)
-        add(everyone, s, self_weight, True)
-        go_on -= np.bincount((s * 5 + slot) * n + s, minlength=n * 5 * n) * self_weight
-    shape = (n, 5, n)
-    return at_goal.reshape(n, n) / len(valid), go_on.reshape(shape) / len(valid)
-
-
-def expectile_values(env, at_goal, go_on, gamma, expectile):
-    """The exact fixed point V (n, n) that HIQL's value loss regresses to, from `goal_counts`.
-
-    V(s,g) is the expectile of y = 0 at success and y = -1 + gamma V(s',g) otherwise: the root of
-    sum_y p(y) |expectile - 1(y < V)| (y - V) = 0. Pairs that the data never holds are NaN.
-    """
-    seen = at_goal + go_on.sum(1) > 1e-15
-    at_goal, v = np.where(seen, at_goal, 1), np.zeros(at_goal.shape)        # V is 0 if not seen
-    while True:
-        new = _expectile(-1 + gamma * v[env.neighbours], v, go_on, expectile, at_goal)
-        change, v = np.abs(new - v).max(), new
-        if change < 1e-12:
-            return np.where(seen, v, np.nan)
-
-
-def _expectile(y, v, p, expectile, zero=0):
-    """The expectile (n, n) over the second axis of y (n, m, n) of weight p, and of 0 with `zero`.
-
-    Newton's method from v, exact once no value changes sides; a single step of it inside value
-    iteration would be no contraction and might cycle.
-    """
-    for _ in range(50):
-        weight = p * np.where(y >= v[:, None], expectile, 1 - expectile)
-        new = (weight * y).sum(1) / (weight.sum(1) + expectile * zero)
-        change, v = np.abs(new - v).max(), new
-        if change < 1e-13:
-            break
-    return v
-
-
-def values_under_chance(env, gamma, expectile):
-    """Why an action-free expectile is optimistic on a slippery grid: three exact values (n, n).
-
-    Behaviour: uniform actions; goals absorb. Q(s,a,g) = E[-1 + gamma V(s',g)] over the slips.
-    -> optimal          V = max_a Q
-       over actions     V = the expectile of Q over a (IQL): luck is averaged before it
-       action-free      V = the expectile of -1 + gamma V(s',g) over s' (HIQL): a lucky slip
-                        counts like a good action
-    """
-    def solve(backup):
-        v, goal = np.zeros((len(env.cells),) * 2), np.eye(len(env.cells), dtype=bool)
-        while True:
-            y = -1 + gamma * v[env.neighbours]                  # (n, 5, n) after each move
-            new = np.where(goal, 0, backup(y, v))
-            change, v = np.abs(new - v).max(), new
-            if change < 1e-9:
-                return v
-
-    def q(y):
-        return (1 - env.slip) * y + env.slip * y.mean(1, keepdims=True)
-
-    return {"optimal": solve(lambda y, v: q(y).max(1)),
-            "over actions": solve(lambda y, v: _expectile(q(y), v, 1, expectile)),
-            "action-free": solve(lambda y, v: _expectile(y, v, 1, expectile))}
-
-
-def behaviour_counts(go_on):
-    """`goal_counts` with s' made independent of g: the same p(s), p(g | s) and p(s' | s).
-
-    Its fixed point is that of the policy which collected the data. Hindsight goals lie where a
-    trajectory went, so that given g the recorded s' is a better step than that policy's average.
-    """
-    pair, move = go_on.sum(1, keepdims=True), go_on.sum(2, keepdims=True)
-    return pair * move / np.maximum(move.sum(1, keepdims=True), 1e-300)
-
-
-# ------------------------------------------------------------------------------------ drawing
-
-
-def draw_maze(ax, env, values=None, **style):
-    """Walls, and a map of values if given: one for each free point of `lattice`.
-
-    Axes as the observations: x to the right and y up, or on grids row 0 on top. Returns the
-    image of the values.
-    """
-    h, w = env.walls.shape
-    free = lattice(env)[1]
-    image = np.full(free.shape, np.nan)
-    image[free] = 0 if values is None else values
-    low, high = (-0.5, h - 0.5), (-0.5, w - 0.5)                # row and column edges
-    if not env.discrete:
-        low, high = env.centre(list(zip(low, high))).T[::-1]
-    style = {"cmap": "Greys", "vmin": 0, "vmax": 1} if values is None else style
-    ax.set_facecolor("0.35")
-    image = ax.imshow(image, origin="lower", extent=(*high, *low), **style)
-    if env.discrete:
-        ax.invert_yaxis()
-    ax.set_xticks([])
-    ax.set_yticks([])
-    return image
-
-
-def plot_xy(env, obs):
-    """Observations (..., 2) as horizontal and vertical coordinates of `draw_maze`."""
-    x, y = np.moveaxis(np.asarray(obs, float), -1, 0)
-    return (y, x) if env.discrete else (x, y)
-
-
-def lattice(env, per_cell=8):
-    """Observations (h, w, 2) on a regular lattice over the maze, and which lie in free cells."""
-    per_cell = 1 if env.discrete else per_cell
-    h, w = env.walls.shape
-    i, j = (np.arange(per_cell * n) / per_cell - 0.5 + 0.5 / per_cell for n in (h, w))
-    cells = np.stack(np.meshgrid(i, j, indexing="ij"), -1)
-    free = ~env.walls.repeat(per_cell, 0).repeat(per_cell, 1)
-    return (cells if env.discrete else env.centre(cells)), free
-
-
-def draw_tasks(ax, env):
-    """The fixed tasks of a maze: an arrow from start to goal, numbered at the start."""
-    draw_maze(ax, env)
-    for number, (start, goal) in enumerate(env.tasks):
-        (x, u), (y, v) = plot_xy(env, env.place(np.array([start, goal])))
-        ax.annotate("", (u, v), (x, y), zorder=3, arrowprops=dict(
-            arrowstyle="->", color=f"C{number}", lw=1.5, connectionstyle="arc3,rad=0.15"))
-        ax.plot(u, v, "*", color=f"C{number}", ms=9, zorder=4)
-        ax.text(x, y, str(number + 1), color=f"C{number}", weight="bold", ha="center",
-                va="center", zorder=4)
-    ax.set_title(f"{env.name}\n{len(env.cells)} free cells", fontsize=9)
-
-
-def draw_paths(ax, env, paths, goals, success):
-    """Episodes from above: paths (T, N, 2), goals (N, 2), success (N,); failures in red."""
-    draw_maze(ax, env)
-    for i in np.argsort(~success)[::-1]:                        # failures on top
-        ax.plot(*plot_xy(env, paths[:, i]), lw=0.8, alpha=0.7, color="C0" if success[i] else "C3")
-    ax.plot(*plot_xy(env, paths[0]), "k.", ms=3)
-    ax.plot(*plot_xy(env, goals), "*", color="C1", ms=6)
-    ax.set_title(f"{success.mean():.0%}", fontsize=9)
-
-
-def save_figure(figure, path):
-    """Write a figure as png; under a temporary name first, then renamed."""
-    figure.savefig(f"{path}.tmp", format="png", dpi=110, bbox_inches="tight")
-    plt.close(figure)
-    os.replace(f"{path}.tmp", path)
-
-
-def draw_chance(path, gamma=0.95, expectile=0.9):
-    """Mean exact values over the distance to the goal, without and with slips of the actions."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
-    for ax, slip in zip(axes, (0.0, 0.5)):
-        env = make("grid-fourrooms", slip=slip)
-        far = np.arange(1, env.distance.max() + 1)
-        for (name, v), line in zip(values_under_chance(env, gamma, expectile).items(),
-                                   ("k-", "C0--", "C1:")):
-            ax.plot(far, [v[env.distance == d].mean() for d in far], line, lw=2, label=name)
-        ax.set(title=f"slip {slip:g}, expectile {expectile:g}", xlabel="distance to the goal")
-    axes[0].set_ylabel("exact value, mean")
-    axes[0].legend(fontsize=8)
-    save_figure(figure, path)
-
-
-def main(folder="runs"):
-    """Draw the mazes with their tasks, and on the four rooms exact values of several kinds."""
-    os.makedirs(folder, exist_ok=True)
-    names = [name for name in ENVIRONMENTS if not name.startswith("pointmaze")]
-    figure, axes = plt.subplots(2, 3, figsize=(11, 8))
-    for ax, name in zip(axes.flat, names):
-        draw_tasks(ax, make(name))
-    save_figure(figure, os.path.join(folder, "mazes.png"))
-
-    env, gamma = make("grid-fourrooms"), 0.95
-    data = collect(env, np.random.default_rng(0), **ENVIRONMENTS[env.name][2])
-    at_goal, go_on = goal_counts(env, data, gamma, 0.2, 0.5, 0.3)
-    g = env.number([env.tasks[0][1]])[0]
-    maps = {"optimal value": optimal_value(env.distance, gamma),
-            "fixed point of HIQL's loss\n(expectile 0.7, hindsight goals)":
-                expectile_values(env, at_goal, go_on, gamma, 0.7),
-            "the same if s' did not depend on g\n(the data's own policy)":
-                expectile_values(env, at_goal, behaviour_counts(go_on), gamma, 0.7)}
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4))
-    for ax, (title, v) in zip(axes, maps.items()):
-        image = draw_maze(ax, env, v[:, g], vmin=-1 / (1 - gamma), vmax=0)
-        ax.plot(*plot_xy(env, env.tasks[0][1]), "r*", ms=12, zorder=3)
-        ax.set_title(title, fontsize=9)
-    figure.colorbar(image, ax=axes, shrink=0.8)
-    save_figure(figure, os.path.join(folder, "exact_values.png"))
-    _, hiql, behaviour = maps.values()
-    print(f"mean distance of the two fixed points: {np.nanmean(np.abs(hiql - behaviour)):.3f}, "
-          f"{np.nanmean(np.abs(hiql - behaviour)) / np.ptp(hiql):.1%} of the range")
-    draw_chance(os.path.join(folder, "chance.png"))
-    print(f"wrote mazes.png, exact_values.png and chance.png to {os.path.abspath(folder)}")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:2])

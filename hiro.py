@@ -1,182 +1,177 @@
 """HIRO: hierarchical reinforcement learning with off-policy correction, online. NumPy only.
 
 Nachum, Gu, Lee, Levine 2018, arXiv 1805.08296. Two policies, both TD3 (Fujimoto et al. 2018):
-  mu_hi(g | s, D)    the manager: every c steps a goal g, relative to the position in s
-  mu_lo(a | s, g)    the worker: rewarded for moving by g
-Old goals of the manager are replaced, whenever they are sampled, by goals that explain what the
-worker did (off-policy correction), since the worker of today would act otherwise on them.
+  mu_hi(g | s, D)    the high-level policy (others: manager): every c steps a goal g, relative to
+                     the position in s
+  mu_lo(a | s, g)    the low-level policy (worker): rewarded for moving by g
+Old goals of the high-level policy are replaced, whenever they are sampled, by goals that explain
+what the low-level policy did (off-policy correction): today's would act otherwise on the old ones.
 
-    python hiro.py                    trains on HIRO's U-maze with a point mass
-    python hiro.py --help             every flag with its meaning and source
+    python hiro.py            trains on HIRO's U-maze with a point mass, three to five minutes on
+                              one core; leaves logs, checkpoint, summary and pictures in runs/
+    python hiro.py --help     every flag with its meaning and its published value
 
 Symbols: s, s1 state and next state, position first; g, g1 relative goal before and after the
-step; D the task's goal; a action in [-1, 1], which `World` scales to the action space; r reward;
-m mask; q critics' values; mu policy. Shapes: batch B, state S, position P, action A, twin
-critics 2.
+step; D the task's goal; a action in [-1, 1]; r reward; m mask; q critics' values; mu policy; c
+steps between goals. In `critic_loss`, x is what a level sees: [s; g] or [s; D]. Shapes: batch B,
+state S, position P, action A, twin critics 2. Equation numbers are the paper's.
 
-Where the paper [P], its authors' code [O] (tensorflow/models, research/efficient-hrl), TD3's and
-public ports [W] (watakandai/hiro_pytorch), [B] (bhairavmehta95/data-efficient-hrl) differ, what
-is done here, and why:
- E1  Worker's g' at a window's end: P h(s,g,s'); O the manager's next goal. `--boundary`; as P.
- E2  Windows hold s_t ... s_{t+c} inclusive, from the episode's first step (P). O begins at step
-     1 and ends with stale entries; W keeps s_{t+c-1}, so that its candidate is a step short; B
-     applies h once too often.
- E3  Correction: all candidates are clipped (O; W not s_{t+c} - s_t); errors of actions are
-     divided by half the action range (O); done at each sampling, never written back (O). Ties
-     go to the original.
- E4  Target noise is in units of half the action range, so that the manager's is wider than O's,
-     and the noisy action is clipped to that range (TD3, W); O takes the same numbers at both
-     levels and does not clip.
- E5  Huber loss (O) or half the squared error (P: squared): `--critic-loss`.
- E6  Policy and targets move at every 2nd update (TD3, O); P: targets at each; B: both at each.
- E7  Goals lie within what c steps can cover: +-2 on the U-maze (P, O: +-10).
- E8  The worker sees its position (O's hiro_xy), not zeros in its place (O's hiro_orig):
-     `--see-position`.
- E9  Worker's discount 0.95, as in HRAC and HIGL (P, O: 0.99).
- E10 Exploration decides on this maze. The manager's noise has std 2 in units of the goals'
-     half-width, before clipping, and is correlated by 0.75 from goal to goal (P, O: std 1 of
-     +-10, independent). The warm-up holds a random action for a window (O: the untrained
-     policy) and draws its goals afterwards. Worker's noise 0.1, as O's point_maze.gin advises.
- E11 Task rewards times 0.02 (P, O: 0.1), which keeps most errors in Huber's square.
- E12 The manager learns 5 times for each of its goals (P, O: once); updates come at a window's
-     end, the worker's one for each step.
+Deviations: where the paper, its authors' code (tensorflow/models, research/efficient-hrl), TD3's
+(sfujim/TD3) and the public ports hiro_pytorch (watakandai) and data-efficient-hrl
+(bhairavmehta95) differ, what is done here, and why. E17 stands in lab/tasks.py, E18 in lab/td3.py.
+ E1  The low-level policy's next goal at a window's end is h(s, g, s') (paper), since its value is
+     that of one goal; the authors' code takes the next goal given (`--goal-at-window-end new`).
+ E2  Windows hold s_t ... s_{t+c} inclusive, from the episode's first step (paper). The authors'
+     code begins at step 1 and ends with stale entries; hiro_pytorch keeps s_{t+c-1}, so that its
+     candidate is a step short; data-efficient-hrl applies h once too often.
+ E3  Correction: all candidates are clipped (authors' code; hiro_pytorch not s_{t+c} - s_t), errors
+     of actions are in units of half the action range, the choice is made at each sampling and
+     never written back (both authors' code). Ties go to the original, the goal really given.
+ E4  Target noise is in units of half the action range at both levels, and the noisy action is
+     clipped to that range (TD3, hiro_pytorch). The authors' code takes the same numbers at both
+     levels, where the ranges differ, and does not clip.
+ E5  Huber loss (authors' code) or half the squared error (paper): `--critic-loss`. Huber bounds the
+     gradient of early, large errors.
+ E6  Policy and targets move at every 2nd update of the critics (TD3, authors' code). Paper: targets
+     at each update; data-efficient-hrl: both.
+ E7  Goals lie within +-2, what c steps can cover on the U-maze, so that the low-level policy can
+     reach them (paper, authors' code: +-10, of an ant).
+ E8  The low-level policy sees its position (authors' hiro_xy), by which it can learn where walls
+     are; their hiro_orig shows zeros there (`--no-see-position`).
+ E9  The low-level discount is 0.95, as in HRAC and HIGL (paper, authors' code: 0.99): a window has
+     only c steps.
+ E10 Exploration decides on this maze. The high-level noise has std 2 in units of the goals'
+     half-width before clipping, and correlates by 0.75 from goal to goal, so that it leaves the
+     dead end (paper, authors' code: std 1 of +-10, independent). In the warm-up one random action
+     is held for a window (authors' code: the untrained policy) and its goals are drawn afterwards.
+     Low-level noise of std 0.1 is added to all actions, the warm-up's too.
+ E11 Task rewards times 0.02 (paper, authors' code: 0.1), which keeps most errors in Huber's square.
+ E12 The high-level policy learns 5 times for each of its goals (paper, authors' code: once), for
+     it sees a tenth of the samples. Updates come at a window's end, one low-level one per step.
  E13 Time limits are not terminations: the last window keeps its true length and bootstraps with
-     one gamma_high (O: no terminations at all; W, B: a time limit is one). A true termination
-     ends the values of both levels.
- E14 Networks 64,64 (P, O: 300,300), Adam 3e-4 and 1e-3 (P, O: 1e-4 and 1e-3), falling linearly
-     to 0 over the last third; last layers of policies 0.1 x Glorot (O: U(+-0.003)). The critic
-     sees the action at its first layer (TD3; O: twice). Replay holds capacity / c windows, from
-     which both levels sample (P, O: 200,000 transitions for each).
- E15 U-maze: the point slides along walls; `--contact undo` as O, whose robot does not move into
-     them at all. Its state is the position alone (O: heading, velocity and time too). `success`
-     is within 2.5 at any step, as in HIGL; `success_last_step` within 5 at the end, as P, O.
- E16 `--low-relabel` as O's relabel_contexts: each worker's goal is the way to another state of the
-     batch plus noise, clipped here to the goal range. `--pretrain`: uniform goals (P: Gaussian).
- E17 grid-fourrooms (P, O: no grid): the cell is seen one-hot too; the manager is asked every 3
-     steps for goals within +-3, its noise is of their size and independent, its discount 0.9;
-     the worker's noise of 0.5 stays on in evaluation, since without it a wrong action is
-     repeated for ever.
- E18 `--agent td3`, one policy on the task's reward: discount 0.99, noise 0.3 (on the grid 0.5), the
-     rest as the worker's; not tuned.
+     one high-level discount. A true termination ends the values of both levels. (Authors' code:
+     no terminations at all; the ports take a time limit for one.)
+ E14 Networks 64,64 (published: 300,300), Adam 3e-4 and 1e-3 (1e-4 and 1e-3) that falls linearly to
+     0 over the last third; last layers of policies 0.1 times Glorot's (U(+-0.003)). The critic
+     sees the action at its first layer (TD3; authors' code: twice). Replay holds capacity / c
+     windows, from which both levels sample (200,000 transitions for each). Small for a laptop.
+ E15 The U-maze's point slides along walls; in `--env point-umaze-undo` a move into a wall is not
+     made, as for the authors' robot. The state is the position alone (authors' code: heading,
+     velocity and time too). `success` is within 2.5 at any step, as in HIGL; `success_last_step`
+     within 5 at the end, as the paper and its code.
+ E16 `--relabel-low-goals` as the authors' relabel_contexts: each low-level goal is the way to
+     another state of the batch plus noise, clipped here to the goal range. `--pretrain`: uniform
+     goals (paper: Gaussian).
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
 import math
+import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 
 import envs
-import experiment
-from experiment import option
-from nets import adam, adam_init, ema, forward, init_mlp, mlp, relu, stop, tanh, tree_map
+from nets import adam, adam_init, ema, forward, init_mlp, mlp, relu, stop_gradient, tanh, tree_map
+from support import online
+from support.run import load_run, main, option, require
 
-AGENTS = ("hiro", "td3")
-ENDLESS = 10_000                        # an episode of more steps has no time limit
+COUNTER = "step"
 
 
 @dataclass
 class Config:
-    """Everything that decides a run; `resolve` puts in what depends on the environment."""
+    """Everything that decides a run; `resolve` puts in what the task changes."""
 
-    env: str = option("point-umaze", "task", tuple(envs.GOAL_TASKS))
-    agent: str = option("hiro", "hiro; td3: no hierarchy, on the task's reward", AGENTS)
+    env: str = option("point-umaze", "task", tuple(envs.TASKS_ONLINE))
     seed: int = option(0, "seed of everything random")
-    steps: int = option(60_000, "environment steps (P: 10 million)")
-    c: int = option(10, "steps between the manager's goals (O: 10)")
-    goal_range: float = option(2.0, "half-width of relative goals; 0: the 95th percentile of "
-                               "moves in c steps of the warm-up (P, O: 10) [E7]")
-    hidden: tuple = option((64, 64), "hidden layers of every network (P, O: 300,300)")
-    batch: int = option(100, "batch size of both levels (O: 100)")
-    actor_lr: float = option(3e-4, "Adam's learning rate of the policies (P, O: 1e-4)")
-    critic_lr: float = option(1e-3, "Adam's learning rate of the critics (P, O: 1e-3)")
-    decay: bool = option(True, "learning rates fall linearly to 0 over the last third [E14]")
-    low_gamma: float = option(0.95, "worker's discount (P, O: 0.99) [E9]")
-    high_gamma: float = option(0.99, "manager's discount for each of its steps (P, O: 0.99)")
-    target_rate: float = option(0.005, "EMA rate of the target networks (P, O: 0.005)")
-    delay: int = option(2, "critic updates for each update of policy and targets (O: 2) [E6]")
-    low_noise: float = option(0.1, "worker's exploration noise, in units of half the action range "
-                             "(P, O: 1.0, not scaled)")
-    eval_noise: float = option(0.0, "worker's noise in evaluation, in the same units [E17]")
-    high_noise: float = option(2.0, "manager's exploration noise, in units of the goals' "
-                              "half-width (P, O: 0.1) [E10]")
-    noise_keep: float = option(0.75, "correlation of the manager's noise with its last one [E10]")
-    target_noise: float = option(0.2, "std of the noise on target actions (O: 0.2)")
-    target_clip: float = option(0.5, "bound of that noise (O: 0.5)")
-    reward_scale: float = option(0.02, "factor on the task's reward (P, O: 0.1) [E11]")
+    steps: int = option(60_000, "environment steps (published: 10 million)")
+    subgoal_interval: int = option(10, "c: steps between the high-level policy's goals (published: "
+                                   "10)")
+    goal_range: float = option(2.0, "half-width of relative goals; 0: the 95th percentile of moves "
+                               "in c steps of the warm-up (published: 10) [E7]")
+    hidden_dims: tuple = option((64, 64), "hidden layers of every network (published: 300,300)")
+    batch_size: int = option(100, "batch size of both levels (published: 100)")
+    actor_lr: float = option(3e-4, "Adam's learning rate of the policies (published: 1e-4)")
+    critic_lr: float = option(1e-3, "Adam's learning rate of the critics (published: 1e-3)")
+    lr_decay: bool = option(True, "learning rates fall linearly to 0 over the last third [E14]")
+    low_discount: float = option(0.95, "discount of the low level (published: 0.99) [E9]")
+    high_discount: float = option(0.99, "discount of the high level for each of its steps "
+                                  "(published: 0.99)")
+    tau: float = option(0.005, "EMA rate of the target networks (published: 0.005)")
+    policy_freq: int = option(2, "critic updates for each update of policy and targets "
+                              "(published: 2) [E6]")
+    low_noise: float = option(0.1, "exploration noise of actions, in units of half the action "
+                              "range (published: 1.0, not scaled) [E10]")
+    high_noise: float = option(2.0, "exploration noise of goals, in units of the goals' half-width "
+                               "(published: 0.1) [E10]")
+    noise_correlation: float = option(0.75, "correlation of a goal's noise with the last one's "
+                                      "[E10]")
+    eval_noise: float = option(0.0, "noise of actions in evaluation, in the units of --low-noise")
+    target_noise: float = option(0.2, "std of the noise on target actions (published: 0.2) [E4]")
+    target_clip: float = option(0.5, "bound of that noise (published: 0.5)")
+    reward_scale: float = option(0.02, "factor on the task's reward (published: 0.1) [E11]")
     critic_loss: str = option("huber", "loss of the critics' errors [E5]", ("huber", "squared"))
-    warmup: int = option(2500, "first steps, by random actions without learning (O: 2500)")
-    high_updates: int = option(5, "manager updates for each of its goals (P, O: 1) [E12]")
-    capacity: int = option(200_000, "steps kept for replay (P, O: 200000) [E14]")
-    correction: str = option("off_policy", "relabelling of the manager's goals, Eq. (5)",
+    warmup: int = option(2500, "first steps, by random actions without learning (published: 2500)")
+    high_updates: int = option(5, "high-level updates for each of its goals (published: 1) [E12]")
+    capacity: int = option(200_000, "steps kept for replay (published: 200000) [E14]")
+    correction: str = option("off_policy", "relabelling of the high-level goals, Eq. (5)",
                              ("off_policy", "none"))
-    candidates: int = option(10, "goals that the correction chooses from (P, O: 10)")
-    boundary: str = option("h", "worker's next goal where the manager gives a new one [E1]",
-                           ("h", "new"))
-    low_relabel: bool = option(False, "worker learns for goals at other states of the batch [E16]")
-    pretrain: int = option(0, "steps of training the worker alone on random goals; then it is "
+    candidates: int = option(10, "goals that the correction chooses from (published: 10)")
+    goal_at_window_end: str = option("h", "next goal of the low level where a new goal is given: "
+                                     "by h, or the new one [E1]", ("h", "new"))
+    relabel_low_goals: bool = option(False, "low level learns for goals at other states of the "
+                                     "batch [E16]")
+    pretrain: int = option(0, "steps of training the low level alone on random goals; then it is "
                            "frozen [E16]")
-    see_position: bool = option(True, "the worker sees its position [E8]")
-    contact: str = option("slide", "walls of the U-maze: slide along or undo the move [E15]",
-                          ("slide", "undo"))
-    episodes: int = option(50, "evaluation episodes for each test (O: 50)")
-    eval_every: int = option(2500, "steps between evaluations and checkpoints")
+    see_position: bool = option(True, "the low level sees its position [E8]")
+    eval_episodes: int = option(50, "evaluation episodes for each test (published: 50)")
+    eval_interval: int = option(2500, "steps between evaluations and checkpoints")
 
 
-DEFAULTS = {"grid": dict(c=3, goal_range=3.0, low_noise=0.5, eval_noise=0.5, high_gamma=0.9,
-                         high_noise=1.0, noise_keep=0.0)}                   # [E17]
-QUICK = dict(steps=2000, warmup=500, eval_every=1000, episodes=4)
+QUICK = dict(steps=2000, warmup=500, eval_interval=1000, eval_episodes=4)
 
 
-def resolve(given):
-    """A whole Config from the flags given: defaults of the environment, then the flags."""
-    given, values = dict(given), {}
-    for start, changes in DEFAULTS.items():
-        if given.get("env", Config.env).startswith(start):
-            values.update(changes)
-    if given.get("agent") == "td3":
-        values = {"low_gamma": Config.high_gamma, "low_noise": 0.3, **values}       # [E18]
+def resolve(given, config_class=Config, changes=None):
+    """A whole Config: defaults, what the task changes, then the flags given.
+
+    changes: what lab/td3.py changes. ValueError: a value out of its range.
+    """
+    given = dict(given)
+    values = {**(changes or {}), **envs.make_task(given.get("env", Config.env)).settings}
     if given.pop("quick", False):
         values.update(QUICK)
-    c = Config(**{**values, **given})
-    experiment.demand(c, lambda x: 0 < x < math.inf, "positive", "steps", "c", "batch", "actor_lr",
-                      "critic_lr", "delay", "reward_scale", "high_updates", "capacity", "episodes",
-                      "eval_every")
-    experiment.demand(c, lambda x: len(x) and min(x) > 0, "positive sizes such as 64,64", "hidden")
-    experiment.demand(c, lambda x: 0 < x < 1, "in (0, 1)", "low_gamma", "high_gamma")
-    experiment.demand(c, lambda x: 0 < x <= 1, "in (0, 1]", "target_rate")
-    experiment.demand(c, lambda x: 0 <= x < 1, "in [0, 1)", "noise_keep")
-    experiment.demand(c, lambda x: 0 <= x < math.inf, "at least 0", "seed", "goal_range",
-                      "low_noise", "eval_noise", "high_noise", "target_noise", "target_clip",
-                      "pretrain")
-    experiment.demand(c, lambda x: x >= 2, "at least 2: the old goal and the move made",
-                      "candidates")
-    experiment.demand(c, lambda x: x >= c.c, f"at least --c {c.c}", "warmup", "capacity")
+    c = config_class(**{**values, **given})
+    require(c, lambda x: 0 < x < math.inf, "positive", "steps", "subgoal_interval", "batch_size",
+            "actor_lr", "critic_lr", "policy_freq", "reward_scale", "high_updates", "capacity",
+            "eval_episodes", "eval_interval")
+    require(c, lambda x: len(x) and min(x) > 0, "positive sizes such as 64,64", "hidden_dims")
+    require(c, lambda x: 0 < x < 1, "in (0, 1)", "low_discount", "high_discount")
+    require(c, lambda x: 0 < x <= 1, "in (0, 1]", "tau")
+    require(c, lambda x: 0 <= x < 1, "in [0, 1)", "noise_correlation")
+    require(c, lambda x: 0 <= x < math.inf, "at least 0", "seed", "goal_range", "low_noise",
+            "eval_noise", "high_noise", "target_noise", "target_clip", "pretrain")
+    require(c, lambda x: x >= 2, "at least 2: the old goal and the move made", "candidates")
+    require(c, lambda x: x >= c.subgoal_interval, f"at least --subgoal-interval "
+            f"{c.subgoal_interval}", "warmup", "capacity")
     if c.steps <= c.warmup:
         raise ValueError(f"--steps {c.steps} must be above --warmup {c.warmup}: learning begins "
                          "after it")
     if c.pretrain and not c.warmup < c.pretrain < c.steps:
         raise ValueError(f"--pretrain {c.pretrain} must lie between --warmup {c.warmup} and "
                          f"--steps {c.steps}, or be 0")
-    if c.low_relabel and c.boundary == "new":
-        raise ValueError("--boundary new is the manager's next goal, which says nothing of the "
-                         "goals of --low-relabel")
-    if c.agent == "td3":
-        for name in ("correction", "boundary", "low_relabel", "pretrain", "see_position"):
-            if getattr(c, name) != getattr(Config, name):
-                raise ValueError(f"--{name.replace('_', '-')} is for --agent hiro; td3 has no "
-                                 "hierarchy")
-    if c.contact != "slide" and c.env != "point-umaze":
-        raise ValueError(f"--contact is for point-umaze, not {c.env}")
+    if c.relabel_low_goals and c.goal_at_window_end == "new":
+        raise ValueError("--goal-at-window-end new is the next goal given, which says nothing of "
+                         "the goals of --relabel-low-goals")
     return c
 
 
 # -------------------------------------------------------------------------------- goals
 
 
-def next_goal(s, g, s1):
+def goal_transition(s, g, s1):
     """h(s, g, s') = s + g - s' over positions, Eq. (2): the same place, seen from s'."""
     P = g.shape[-1]
     return s[..., :P] + g - s1[..., :P]
@@ -184,27 +179,26 @@ def next_goal(s, g, s1):
 
 def intrinsic_reward(s, g, s1):
     """-||s + g - s'||_2 over positions, Eq. (3): (..., P) -> (...)."""
-    return -np.sqrt((next_goal(s, g, s1) ** 2).sum(-1))
+    return -np.sqrt((goal_transition(s, g, s1) ** 2).sum(-1))
 
 
-def correct(act, states, actions, goal, length, half, rng, n=10):
-    """Off-policy correction, Eq. (5): goals that best explain the worker's actions.
+def off_policy_correction(low_policy, states, actions, goal, length, goal_range, rng, n=10):
+    """Off-policy correction, Eq. (5): goals that best explain the low-level policy's actions.
 
-    Of n candidates, all clipped to +-half [E3]: the original, s_{t+c} - s_t, and n - 2 draws from
-    N(s_{t+c} - s_t, (half / 2)^2), the one with the largest
+    Of n candidates, all clipped to +-goal_range [E3]: the original, s_{t+c} - s_t, and n - 2 draws
+    from N(s_{t+c} - s_t, (goal_range / 2)^2), the one with the largest
         -1/2 sum_i ||a_i - mu_lo(s_i, g_i)||^2,     g_i = g + s_t - s_i (h, i - t times).
-    act: the worker, (states (N,S), goals (N,P)) -> actions (N,A). states (B,c+1,S), actions
-    (B,c,A), goal (B,P), length (B,) of windows; -> chosen goals (B,P), scores (B,n). Ties go to
-    the first.
+    low_policy: (states (N,S), goals (N,P)) -> actions (N,A). states (B,c+1,S), actions (B,c,A),
+    goal (B,P), length (B,) of windows; -> chosen goals (B,P), scores (B,n). Ties go to the first.
     """
     (B, c, A), P, rows = actions.shape, goal.shape[-1], np.arange(len(goal))
     position = states[..., :P]
     moved = (position[rows, length] - position[:, 0])[:, None]
-    near = moved + (0.5 * half * rng.normal(size=(B, n - 2, P))).astype(moved.dtype)
-    candidates = np.clip(np.concatenate([goal[:, None], moved, near], 1), -half, half)
+    near = moved + (0.5 * goal_range * rng.normal(size=(B, n - 2, P))).astype(moved.dtype)
+    candidates = np.clip(np.concatenate([goal[:, None], moved, near], 1), -goal_range, goal_range)
     seen = candidates[:, :, None] + (position[:, :1] - position[:, :-1])[:, None]   # (B,n,c,P)
     s = np.broadcast_to(states[:, None, :-1], (B, n, c, states.shape[-1]))
-    mu = act(s.reshape(B * n * c, -1), seen.reshape(B * n * c, P)).reshape(B, n, c, A)
+    mu = low_policy(s.reshape(B * n * c, -1), seen.reshape(B * n * c, P)).reshape(B, n, c, A)
     error = ((actions[:, None] - mu) ** 2).sum(-1) * (np.arange(c) < length[:, None])[:, None]
     score = -0.5 * error.sum(-1)
     return candidates[rows, score.argmax(1)], score
@@ -213,10 +207,11 @@ def correct(act, states, actions, goal, length, half, rng, n=10):
 # ---------------------------------------------------------------------------------- TD3
 
 
-def td3_init(rng, n_in, n_action, c):
+def td3_init(rng, n_in, n_action, config):
     """Networks of TD3 and their targets: policy (I,) -> (A,), twin critics (I + A,) -> ()."""
-    online = {"actor": init_mlp(rng, (n_in, *c.hidden, n_action), last_scale=0.1),
-              "critic": init_mlp(rng, (n_in + n_action, *c.hidden, 1), ensemble=2)}
+    hidden = config.hidden_dims
+    online = {"actor": init_mlp(rng, (n_in, *hidden, n_action), last_scale=0.1),
+              "critic": init_mlp(rng, (n_in + n_action, *hidden, 1), ensemble=2)}
     return {"online": online, "target": tree_map(np.copy, online),
             "actor_adam": adam_init(online["actor"]), "critic_adam": adam_init(online["critic"]),
             "count": np.zeros((), np.int64)}
@@ -231,7 +226,7 @@ def policy(p, x):
 
 def policy_constant(p, x):
     """`policy` as a constant, without the work for a derivative."""
-    return stop(np.tanh(forward(p, x, relu)))
+    return stop_gradient(np.tanh(forward(p, x, relu)))
 
 
 def critic(p, x, a):
@@ -249,12 +244,13 @@ def critic_loss(params, target, batch, noise, gamma, kind):
     """Clipped double Q-learning (TD3), Eqs. (4) and (14): the loss of both critics.
 
     y = r + gamma m min_j Q'_j(x', clip(mu'(x') + noise, -1, 1)),  L = sum_j mean l(Q_j(x, a) - y)
-    l: e^2 / 2 where |e| < 1 and |e| - 1/2 elsewhere (huber), or e^2 / 2 (squared).
-    x, x1 (B,I); a (B,A); r, m (B,); noise (B,A), already clipped [E4].
+    l: e^2 / 2 where |e| < 1 and |e| - 1/2 elsewhere (huber), or e^2 / 2 (squared) [E5].
+    x, x' (B,I); a (B,A); r, m (B,); noise (B,A), already clipped [E4]. Constants: y.
     """
-    x, a, r, m, x1 = (batch[name] for name in ("x", "a", "r", "m", "x1"))
+    x, a, r, m, x1 = (batch[name] for name in ("observations", "actions", "rewards", "masks",
+                                               "next_observations"))
     a1 = np.clip(policy_constant(target["actor"], x1) + noise, -1, 1)
-    q1 = stop(forward(target["critic"], np.concatenate([x1, a1], -1), relu))[..., 0]
+    q1 = stop_gradient(forward(target["critic"], np.concatenate([x1, a1], -1), relu))[..., 0]
     q, back = critic(params["critic"], x, a)
     error = q - (r + gamma * m * q1.min(0))
     slope = np.clip(error.real, -1, 1) if kind == "huber" else error
@@ -266,7 +262,7 @@ def critic_loss(params, target, batch, noise, gamma, kind):
 def actor_loss(params, x):
     """Deterministic policy gradient: L = -mean Q_1(x, mu(x)), through the critic's input.
 
-    The critic's own gradient is thrown away: only the policy learns from this.
+    Constants: the critic's parameters; only the policy learns from this. x (B,I).
     """
     a, back_a = policy(params["actor"], x)
     q, back_q = critic(tree_map(lambda w: w[0], params["critic"]), x, a)
@@ -274,19 +270,19 @@ def actor_loss(params, x):
     return -q.mean(), {"actor": back_a(da)[1]}, {"a": a}
 
 
-def td3_update(level, batch, rng, gamma, rate, c):
-    """One update of the critics and, every c.delay-th time, of policy and targets; in place."""
-    shape = batch["a"].shape
-    noise = np.clip(c.target_noise * rng.standard_normal(shape, np.float32), -c.target_clip,
-                    c.target_clip)
+def td3_update(level, batch, rng, gamma, rate, config):
+    """One update of the critics and, every policy_freq-th time, of policy and targets; in place."""
+    shape = batch["actions"].shape
+    noise = np.clip(config.target_noise * rng.standard_normal(shape, np.float32),
+                    -config.target_clip, config.target_clip)
     params, target = level["online"], level["target"]
-    loss, grads, _ = critic_loss(params, target, batch, noise, gamma, c.critic_loss)
-    adam(params["critic"], grads["critic"], level["critic_adam"], rate * c.critic_lr)
+    loss, grads, _ = critic_loss(params, target, batch, noise, gamma, config.critic_loss)
+    adam(params["critic"], grads["critic"], level["critic_adam"], rate * config.critic_lr)
     level["count"] += 1
-    if level["count"] % c.delay == 0:
-        grads = actor_loss(params, batch["x"])[1]
-        adam(params["actor"], grads["actor"], level["actor_adam"], rate * c.actor_lr)
-        ema(target, params, c.target_rate)
+    if level["count"] % config.policy_freq == 0:
+        grads = actor_loss(params, batch["observations"])[1]
+        adam(params["actor"], grads["actor"], level["actor_adam"], rate * config.actor_lr)
+        ema(target, params, config.tau)
     return loss
 
 
@@ -317,179 +313,108 @@ def replay_add(replay, window, terminated, follows):
     replay["count"] += 1
 
 
-def sample_steps(replay, rng, half, c):
-    """Worker's batch: (s, g, a, r, s', g') of steps drawn uniformly."""
+def draw_steps(replay, rng, n, c):
+    """n steps drawn uniformly from the replay: window (n,), step in it (n,), is it the last (n,)."""
     count = min(int(replay["count"]), len(replay["mask"]))
-    w, i = rng.integers(count, size=c.batch), rng.integers(c.c, size=c.batch)
+    w, i = rng.integers(count, size=n), rng.integers(c, size=n)
     while (short := i >= replay["length"][w]).any():        # beyond a window cut short: again
         w[short] = rng.integers(count, size=short.sum())
-        i[short] = rng.integers(c.c, size=short.sum())
+        i[short] = rng.integers(c, size=short.sum())
+    return w, i, i == replay["length"][w] - 1
+
+
+def sample_steps(replay, rng, goal_range, config):
+    """Low-level batch: (s, g, a, r, s', g') of steps drawn uniformly."""
+    n = config.batch_size
+    w, i, last = draw_steps(replay, rng, n, config.subgoal_interval)
     first, s, s1 = (replay["states"][w, j] for j in (0, i, i + 1))
-    batch = {"a": replay["actions"][w, i]}
-    last = i == replay["length"][w] - 1
-    batch["m"] = np.where(last, replay["mask"][w], np.float32(1))
-    if c.agent == "td3":
-        task = replay["task"][w]
-        batch["r"] = np.float32(c.reward_scale) * replay["rewards"][w, i]
-        batch["x"], batch["x1"] = np.concatenate([s, task], -1), np.concatenate([s1, task], -1)
-        return batch
-    g = next_goal(first, replay["goal"][w], s)
-    if c.low_relabel:
+    g = goal_transition(first, replay["goal"][w], s)
+    if config.relabel_low_goals:
         P = g.shape[-1]
-        other = s[rng.permutation(c.batch), :P] - s[:, :P]
-        g = np.clip(other + 0.1 * half * rng.standard_normal(g.shape, np.float32), -half, half)
-    g1 = next_goal(s, g, s1)
-    batch["r"] = intrinsic_reward(s, g, s1)
-    if c.boundary == "new":
+        other = s[rng.permutation(n), :P] - s[:, :P]
+        g = np.clip(other + 0.1 * goal_range * rng.standard_normal(g.shape, np.float32),
+                    -goal_range, goal_range)
+    g1 = goal_transition(s, g, s1)
+    reward = intrinsic_reward(s, g, s1)
+    if config.goal_at_window_end == "new":
         new = last & replay["joined"][w]
         g1[new] = replay["goal"][(w[new] + 1) % len(replay["mask"])]
-    batch["x"], batch["x1"] = worker_input(s, g, c), worker_input(s1, g1, c)
-    return batch
+    return {"observations": low_input(s, g, config), "actions": replay["actions"][w, i],
+            "rewards": reward, "masks": np.where(last, replay["mask"][w], np.float32(1)),
+            "next_observations": low_input(s1, g1, config)}
 
 
-def sample_windows(replay, rng, worker, half, c):
-    """Manager's batch: (s_t, g, sum of rewards, s_{t+n}), g corrected; and what that changed."""
-    count = min(int(replay["count"]), len(replay["mask"]))
-    w = rng.integers(count, size=c.batch)
+def sample_windows(replay, rng, low_policy, goal_range, config):
+    """High-level batch: (s_t, g, sum of rewards, s_{t+n}), g corrected; and what that changed."""
+    w = rng.integers(min(int(replay["count"]), len(replay["mask"])), size=config.batch_size)
     states, length, task = replay["states"][w], replay["length"][w], replay["task"][w]
     goal, info = replay["goal"][w], {}
-    if c.correction == "off_policy":
-        new, score = correct(worker, states, replay["actions"][w], goal, length, half, rng,
-                             c.candidates)
-        far = np.sqrt(((new - goal) ** 2).sum(-1))
-        info = {"changed": (far > 0).mean(), "moved": far.mean(),
-                "gain": (score.max(1) - score[:, 0]).mean()}
+    if config.correction == "off_policy":
+        new, score = off_policy_correction(low_policy, states, replay["actions"][w], goal, length,
+                                           goal_range, rng, config.candidates)
+        distance = np.sqrt(((new - goal) ** 2).sum(-1))
+        info = {"relabel_fraction": (distance > 0).mean(), "relabel_distance": distance.mean(),
+                "relabel_gain": (score.max(1) - score[:, 0]).mean()}
         goal = new
     end = states[np.arange(len(w)), length]
-    return {"x": np.concatenate([states[:, 0], task], -1), "a": goal / half,
-            "r": np.float32(c.reward_scale) * replay["rewards"][w].sum(-1),
-            "x1": np.concatenate([end, task], -1), "m": replay["mask"][w]}, info
+    return {"observations": np.concatenate([states[:, 0], task], -1), "actions": goal / goal_range,
+            "rewards": np.float32(config.reward_scale) * replay["rewards"][w].sum(-1),
+            "next_observations": np.concatenate([end, task], -1), "masks": replay["mask"][w]}, info
 
 
 # -------------------------------------------------------------------------------- acting
 
 
-def worker_input(s, g, c):
-    """What the worker sees: [s; g], or g and the state without its position."""
-    return np.concatenate([s if c.see_position else s[..., g.shape[-1]:], g], -1)
+def low_input(s, g, config):
+    """What the low-level policy sees: [s; g], or g and the state without its position [E8]."""
+    return np.concatenate([s if config.see_position else s[..., g.shape[-1]:], g], -1)
 
 
-def policies(params, half, c):
-    """(ask, act): goals (N,P) = ask(s (N,S), D (N,D)), actions (N,A) = act(s, g); without noise.
+def policies(agent, config):
+    """Both policies without noise, and how a goal goes on after a step, as a namespace.
 
-    TD3 without hierarchy is a worker whose goal is the task's.
+    high(s (N,S), D (N,D)) -> goals (N,P); low(s (N,S), g (N,P)) -> actions (N,A);
+    transition(s, g, s1) -> g1, Eq. (2).
     """
-    def act(s, g):
-        x = np.concatenate([s, g], -1) if c.agent == "td3" else worker_input(s, g, c)
-        return policy_constant(params["low"]["online"]["actor"], x)
-
-    def ask(s, task):
+    def high(s, task):
         x = np.concatenate([s, task], -1)
-        return half * policy_constant(params["high"]["online"]["actor"], x)
+        return agent["goal_range"] * policy_constant(agent["high"]["online"]["actor"], x)
 
-    return (lambda s, task: task) if c.agent == "td3" else ask, act
+    def low(s, g):
+        return policy_constant(agent["low"]["online"]["actor"], low_input(s, g, config))
 
-
-def carry(s, g, s1, c):
-    """The worker's goal after a step inside a window: h, but without hierarchy the task's own."""
-    return g if c.agent == "td3" else next_goal(s, g, s1)
+    return SimpleNamespace(high=high, low=low, transition=goal_transition, hierarchical=True)
 
 
-class World:
-    """An environment by Gymnasium's calls, read as state s (S,), position first, and goal (D,).
+def explore_goal(agent, s, task, noise, rng, config):
+    """A goal (P,) of the high-level policy with noise; random before it learns [E10][E16].
 
-    Dict observations (Gymnasium-Robotics): the position is achieved_goal, put before observation
-    unless that begins with it. Arrays: the position is obs[position], and the goal is given.
+    noise (P,): of std 1, changed in place: an autoregressive process over an episode.
     """
-
-    def __init__(self, env, goal, position):
-        self.env, self.position = env, position
-        self.goal = None if goal is None else np.asarray(goal, np.float32).ravel()
-        space = getattr(env, "action_space", None)
-        low, high = (np.asarray(getattr(space, k, np.nan), float) for k in ("low", "high"))
-        if low.ndim != 1 or not np.isfinite(low + high).all():
-            raise ValueError("the environment needs an action_space with finite vectors low, high "
-                             "(a Gymnasium Box)")
-        self.centre, self.half = (high + low) / 2, (high - low) / 2
-        obs = env.reset(seed=0)[0]
-        if isinstance(obs, dict) and goal is not None:
-            raise ValueError("observations hold a desired_goal; give no goal beside it")
-        if not isinstance(obs, dict) and goal is None:
-            raise ValueError("observations are arrays without a goal: train(..., goal=...)")
-        if isinstance(obs, dict):
-            o, p = (np.ravel(obs[k]) for k in ("observation", "achieved_goal"))
-            moved = env.step(self.scale(np.ones(len(low))))[0]       # by chance equal at rest?
-            self.begins = len(o) >= len(p) and np.array_equal(o[:len(p)], p) and np.array_equal(
-                np.ravel(moved["observation"])[:len(p)], np.ravel(moved["achieved_goal"]))
-            self.P = len(p)
-        else:
-            self.P = np.ravel(obs)[position].size
-        s, task = self.read(obs)
-        self.S, self.D, self.A = len(s), len(task), len(low)
-
-    def read(self, obs):
-        """(s (S,), goal (D,)) of an observation, float32."""
-        if isinstance(obs, dict):
-            s, task = np.ravel(obs["observation"]), np.ravel(obs["desired_goal"])
-            if not self.begins:
-                s = np.concatenate([np.ravel(obs["achieved_goal"]), s])
-        else:
-            o, task = np.ravel(obs), self.goal
-            s = np.concatenate([o[self.position], np.delete(o, self.position)])
-        return s.astype(np.float32), task.astype(np.float32)
-
-    def step(self, a):
-        """Action a in [-1,1]^A -> s', reward, terminated, truncated."""
-        obs, reward, terminated, truncated, _ = self.env.step(self.scale(a))
-        return self.read(obs)[0], reward, terminated, truncated
-
-    def scale(self, a):
-        """a in [-1,1]^A as an action of the environment, in its dtype."""
-        space = self.env.action_space
-        return np.clip(self.centre + self.half * a, space.low, space.high).astype(
-            getattr(space, "dtype", float))
-
-
-# ---------------------------------------------------------------------------------- training
-
-
-def start(c, world, rngs):
-    """The tree of a new run: both levels, replay, goal range (NaN: to be measured)."""
-    S, P, D, A = world.S, world.P, world.D, world.A
-    if c.agent == "td3":
-        tree, P = {"low": td3_init(rngs["init"], S + D, A, c)}, D
+    g, goal_range = policies(agent, config).high(s[None], task[None])[0], agent["goal_range"]
+    if agent["step"] < max(config.warmup, config.pretrain):
+        g = rng.uniform(-1, 1, g.shape) * goal_range
     else:
-        n_low = S + P if c.see_position else S
-        tree = {"low": td3_init(rngs["init"], n_low, A, c),
-                "high": td3_init(rngs["init"], S + D, P, c)}
-    tree["replay"] = replay_init(c.capacity // c.c, c.c, S, P, D, A)
-    tree["half"] = np.full(P, c.goal_range or (np.nan if c.agent == "hiro" else 1), np.float32)
-    return tree
+        fresh = math.sqrt(1 - config.noise_correlation**2) * rng.normal(size=g.shape)
+        noise[:] = config.noise_correlation * noise + fresh
+        g = np.clip(g + config.high_noise * goal_range * noise, -goal_range, goal_range)
+    return g.astype(np.float32)
 
 
-def explore_window(world, s, task, tree, noise, rng, step, c):
-    """At most c steps under one goal, with noise -> window, end of the episode, terminated.
+def explore_window(env, s, task, g, acting, warm, rng, config):
+    """At most c steps under one goal g (P,), with noise -> window, end of the episode, terminated.
 
-    noise (P,): the manager's, of std 1, in place: an autoregressive process over an episode.
+    acting: of `policies`. warm: hold one random action instead [E10].
     """
-    warm = step < c.warmup
-    ask, act = policies(tree, tree["half"], c)
-    g = ask(s[None], task[None])[0]
-    if c.agent == "hiro":
-        if warm or step < c.pretrain:
-            g = rng.uniform(-1, 1, g.shape) * tree["half"]
-        else:
-            fresh = math.sqrt(1 - c.noise_keep**2) * rng.normal(size=g.shape)
-            noise[:] = c.noise_keep * noise + fresh
-            g = np.clip(g + c.high_noise * tree["half"] * noise, -tree["half"], tree["half"])
-        g = g.astype(np.float32)
     window = {"states": [s], "actions": [], "rewards": [], "goal": g, "task": task}
-    held = rng.uniform(-1, 1, world.A)
-    for _ in range(c.c):
-        a = held if warm else act(s[None], g[None])[0]
-        a = np.clip(a + c.low_noise * rng.normal(size=world.A), -1, 1).astype(np.float32)
-        s1, reward, terminated, truncated = world.step(a)
-        g, s = carry(s, g, s1, c), s1
+    held = rng.uniform(-1, 1, env.action_size)
+    for _ in range(config.subgoal_interval):
+        a = held if warm else acting.low(s[None], g[None])[0]
+        a = a + config.low_noise * rng.normal(size=env.action_size)
+        a = np.clip(a, -1, 1).astype(np.float32)
+        obs, reward, terminated, truncated, _ = env.step(a)
+        s1, _ = online.read(obs)
+        g, s = acting.transition(s, g, s1), s1
         window["states"].append(s)
         window["actions"].append(a)
         window["rewards"].append(reward)
@@ -498,317 +423,106 @@ def explore_window(world, s, task, tree, noise, rng, step, c):
     return window, False, False
 
 
-def end_warmup(tree, rng, c):
-    """Measure the goal range if need be; random goals for the windows so far.
+def end_warmup(agent, rng, config):
+    """Measure the goal range if need be; draw goals for the windows so far.
 
     The actions of the warm-up do not depend on goals, so that they can as well be drawn now.
     """
-    replay, P = tree["replay"], len(tree["half"])
-    n = min(int(replay["count"]), len(replay["mask"]))
-    if np.isnan(tree["half"]).any():
-        length = replay["length"][:n]
-        whole = np.flatnonzero(length == c.c)
+    replay, goal_range, c = agent["replay"], agent["goal_range"], config.subgoal_interval
+    n, P = min(int(replay["count"]), len(replay["mask"])), len(goal_range)
+    if np.isnan(goal_range).any():
+        whole = np.flatnonzero(replay["length"][:n] == c)
         if not len(whole):
-            raise ValueError(f"no {c.c} steps in a row in the warm-up; give a goal range")
-        moved = replay["states"][whole, c.c, :P] - replay["states"][whole, 0, :P]
-        tree["half"][:] = np.maximum(np.quantile(np.abs(moved), 0.95, axis=0), 1e-6)
-    replay["goal"][:n] = rng.uniform(-1, 1, (n, P)) * tree["half"]
+            raise ValueError(f"no {c} steps in a row in the warm-up; give a goal range")
+        moved = replay["states"][whole, c, :P] - replay["states"][whole, 0, :P]
+        goal_range[:] = np.maximum(np.quantile(np.abs(moved), 0.95, axis=0), 1e-6)
+    replay["goal"][:n] = rng.uniform(-1, 1, (n, P)) * goal_range
 
 
-def learn(tree, steps, step, rng, c):
-    """After a window of so many steps: worker updates, one for each, and the manager's."""
-    half, replay, row = tree["half"], tree["replay"], {}
-    rate = min(1.0, max(0.0, 3 * (1 - step / c.steps))) if c.decay else 1.0
-    if not (c.pretrain and step > c.pretrain):
-        for _ in range(steps):
-            batch = sample_steps(replay, rng, half, c)
-            row["low_loss"] = td3_update(tree["low"], batch, rng, c.low_gamma, rate, c)
-    if c.agent == "hiro" and step > c.pretrain:
-        act = policies(tree, half, c)[1]
-        for _ in range(c.high_updates):
-            batch, info = sample_windows(replay, rng, act, half, c)
-            row["high_loss"] = td3_update(tree["high"], batch, rng, c.high_gamma, rate, c)
-            row.update(info)
-    return row
+# ---------------------------------------------------------------------------------- the loop
 
 
-def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=None):
-    """Train on any environment with Gymnasium's reset and step and a Box of actions.
+def learn(env, agent, config, rngs):
+    """HIRO: act for c steps, store, update the low level, relabel and update the high level.
 
-    env: observations are dicts of observation, achieved_goal and desired_goal, or arrays whose
-    entries `position` (a slice or indices) are the position, with one `goal` (D,) given here.
-    Success is info["success"] or info["is_success"]. config: of `resolve`; its env is ignored.
-    goal_range: half-width of the manager's relative goals, a number or (P,); without it and
-    config.goal_range 0 the 95th percentile of the moves in c steps of the warm-up.
-    run: an experiment.Run; without it nothing is written.
-    -> namespace with summary (dict), goal_range (P,), params, and actor(), which returns a new
-    episode's act(observation) -> action. ValueError: what the environment lacks.
+    Yields ({loss or effect of relabelling: value}, whether the episode is over) after each window.
     """
-    c, world = config, World(env, goal, position)
-    run = run or experiment.Run(None, c, counter="step")
-    rngs = experiment.generators(c.seed, "init", "episodes", "explore", "batch")
-    tree, step, due = start(c, world, rngs), 0, c.eval_every
-    if goal_range is not None:
-        tree["half"][:] = goal_range
-        if not (tree["half"] > 0).all():
-            raise ValueError(f"goal_range must be positive, not {goal_range}")
-    if run.restored:
-        step = int(run.restored["step"])
-        tree = {name: run.restored[name] for name in [*tree, "early"] if name in run.restored}
-        run.restore(rngs)
-        due = (step // c.eval_every + 1) * c.eval_every
-    last, episodes = (evaluate(world, tree, c, step) if step >= c.steps else (None, None))
-    while step < c.steps:
-        obs, _ = env.reset(seed=int(rngs["episodes"].integers(2**31)))
-        s, task = world.read(obs)
-        follows, over, noise = False, False, rngs["explore"].normal(size=len(tree["half"]))
-        began = step
+    low, high, replay, rng = agent["low"], agent["high"], agent["replay"], rngs["batch"]
+    acting = policies(agent, config)
+    while agent["step"] < config.steps:
+        s, task, noise, over, follows = *online.begin_episode(env, rngs, agent), False, False
         while not over:
-            if step - began > max(c.steps, ENDLESS):
-                raise ValueError(f"an episode did not end in {step - began} steps; the environment "
-                                 "needs a time limit")
-            window, over, terminated = explore_window(world, s, task, tree, noise,
-                                                      rngs["explore"], step, c)
-            replay_add(tree["replay"], window, terminated, follows)
-            s, follows, before = window["states"][-1], not over, step
-            step += len(window["actions"])
-            if step < c.warmup:
-                continue
-            if before < c.warmup:
-                end_warmup(tree, rngs["explore"], c)
-            row = learn(tree, len(window["actions"]), step, rngs["batch"], c)
-            for name, x in row.items():
-                if not np.isfinite(x):
-                    raise FloatingPointError(f"{name} became {x} at step {step}")
-            if step // 500 > before // 500:
-                run.log("train", {"step": step, **row, "seconds": run.seconds()})
-            success = f"success {last['success']:.2f}" if last else "success -"
-            if step < c.steps or over:                      # the last episode runs to its end
-                run.progress(min(step, c.steps), c.steps, " ".join(
-                    f"{k} {x:.3g}" for k, x in row.items() if "loss" in k) + f"  {success}")
-        if step >= due or step >= c.steps:
-            due = (step // c.eval_every + 1) * c.eval_every
-            if step >= c.warmup:                            # before, goals may have no range yet
-                last, episodes = evaluate(world, tree, c, step)
-                run.log("eval", {"step": step, **last, "seconds": run.seconds()})
-            if episodes and "early" not in tree and step > c.warmup + c.c:
-                tree["early"] = {name: {"paths": e[0][:, 0], "asked": e[1][:, 0]}
-                                 for name, e in episodes.items()}
-            run.save(step, tree, rngs)
-        elif run.stop:
-            run.save(step, tree, rngs)
-    if run.folder:
-        draw(world, tree, episodes, run, c)
-    name = c.env
-    if not isinstance(env, envs.GoalTask):
-        name = type(getattr(env, "unwrapped", env)).__name__
-    summary = summarise(c, name, run, last, step)
-    run.finish(summary)
-    rng = np.random.default_rng(c.seed)                 # of the noise in all episodes [E17]
-    return SimpleNamespace(summary=summary, goal_range=tree["half"], params=tree,
-                           actor=lambda: single_actor(world, tree, c, rng))
+            warm, row = bool(agent["step"] < config.warmup), {}
+            g = explore_goal(agent, s, task, noise, rngs["explore"], config)
+            window, over, terminated = explore_window(env, s, task, g, acting, warm,
+                                                      rngs["explore"], config)
+            replay_add(replay, window, terminated, follows)
+            s, follows = window["states"][-1], True
+            agent["step"] += len(window["actions"])
+            if warm and agent["step"] >= config.warmup:
+                end_warmup(agent, rngs["explore"], config)
+            low_updates, high_updates, rate = schedule(agent["step"], window, config)
+            for _ in range(low_updates):
+                batch = sample_steps(replay, rng, agent["goal_range"], config)
+                row["low_loss"] = td3_update(low, batch, rng, config.low_discount, rate, config)
+            for _ in range(high_updates):
+                batch, info = sample_windows(replay, rng, acting.low, agent["goal_range"], config)
+                row["high_loss"] = td3_update(high, batch, rng, config.high_discount, rate, config)
+                row.update(info)
+            yield row, over
 
 
-def summarise(c, name, run, last, step):
-    """The keys of summary.json around those of `evaluate`: what the correction did at the end, and
-    curves over training, a number for each evaluation (the correction's: the mean before it)."""
-    tests, logged = run.logs["eval"], [r for r in run.logs["train"] if r.get("changed", "") != ""]
-    solved = [int(row["step"]) for row in tests if float(row["success"]) >= 0.95]
-    curves = {f"{key}_curve": [round(float(row[key]), 3) for row in tests]
-              for key in ("success", "missed") if key in last}
-    means = {}
-    if logged:
-        ends, steps = ([int(row["step"]) for row in rows] for rows in (tests, logged))
-        part = np.searchsorted(ends, steps)                     # before which evaluation
-        for key in ("changed", "moved", "gain"):
-            x = np.array([float(row[key]) for row in logged])
-            means[key] = float(x[-20:].mean())
-            curves[f"{key}_curve"] = [round(float(x[part == i].mean()), 3) if (part == i).any()
-                                      else None for i in range(len(tests))]
-    return {"env": name, "agent": c.agent, "seed": c.seed, "env_steps": step, **last, **means,
-            "first_success": solved[0] if solved else None, **curves, "episodes": c.episodes,
-            "train_seconds": round(run.seconds(), 1)}
+def schedule(step, window, config):
+    """Low-level and high-level updates after a window, and the factor on learning rates.
 
-
-# -------------------------------------------------------------------------------- evaluation
-
-
-def acting(a, rng, c):
-    """The action taken in evaluation: the worker's own, or with noise, clipped [E17]."""
-    return np.clip(a + c.eval_noise * rng.normal(size=a.shape), -1, 1) if c.eval_noise else a
-
-
-def rollout(task, tree, starts, goals, rng, c):
-    """N episodes of one of our tasks side by side, to the time limit.
-
-    starts, goals (N,2) -> distances to the goal (T,N), positions (T+1,N,2), and the places the
-    manager asked for (T/c,N,2).
+    None in the warm-up; then one low-level update for each step and high_updates of the high level
+    [E12]; with `pretrain` the low level alone first, and the high level alone afterwards [E16].
     """
-    ask, act = policies(tree, tree["half"], c)
-    s, far, paths, asked = starts, [], [starts], []
-    for t in range(task.limit):
-        now = task.observe(s).astype(np.float32)
-        if t % c.c == 0:
-            g = ask(now, goals.astype(np.float32))
-            asked.append(now[:, :2] + g)
-        s = task.move(s, acting(act(now, g).astype(float), rng, c))
-        g = carry(now, g, s.astype(np.float32), c)
-        paths.append(s)
-        far.append(task.distance(s, goals))
-    return np.array(far), np.array(paths), np.array(asked)
+    rate = min(1.0, max(0.0, 3 * (1 - int(step) / config.steps))) if config.lr_decay else 1.0
+    if step < config.warmup:
+        return 0, 0, rate
+    low = 0 if config.pretrain and step > config.pretrain else len(window["actions"])
+    return low, config.high_updates if step > config.pretrain else 0, rate
 
 
-def evaluate(world, tree, c, at):
-    """Success of the current policies -> (summary, {test: (paths, asked, goals, success)}).
+# ------------------------------------------------------------------------------------- a run
 
-    The first test gives success, success_last_step and final_distance, each other one its own
-    success_<name>; missed is the mean of `missed`. Starts and goals depend on the seed and on `at`,
-    the steps so far, alone.
+
+def init_agent(problem, rngs):
+    """A new agent, one tree of arrays: both levels, replay, goal range (NaN: to be measured)."""
+    config, (S, P, D, A) = problem.config, problem.sizes
+    n_low = S + P if config.see_position else S
+    agent = {"low": td3_init(rngs["init"], n_low, A, config),
+             "high": td3_init(rngs["init"], S + D, P, config), "step": np.zeros((), np.int64)}
+    c = config.subgoal_interval
+    agent["replay"] = replay_init(config.capacity // c, c, S, P, D, A)
+    agent["goal_range"] = np.full(P, config.goal_range or np.nan, np.float32)
+    return agent
+
+
+def prepare(config, checkpoint=None, env=None, **parts):
+    """The problem that `train` solves, see support/online.py; checkpoint: a saved agent.
+
+    env: a task by the convention of `envs.GoalEnv`, instead of config.env. For Gymnasium's
+    environments see lab/gym.py.
     """
-    rng, summary, episodes = np.random.default_rng([c.seed, at]), {}, {}
-    if not isinstance(world.env, envs.GoalTask):
-        return evaluate_calls(world, tree, c, rng), {}
-    task, tests = world.env, world.env.tests(rng, c.episodes)
-    starts, goals = (np.concatenate(x) for x in zip(*tests.values()))
-    far, paths, asked = rollout(task, tree, starts, goals, rng, c)
-    success = task.reached(far).any(0)
-    for i, name in enumerate(tests):
-        mine = slice(i * c.episodes, (i + 1) * c.episodes)
-        if i == 0:
-            summary = {"success": success[mine].mean(),
-                       "success_last_step": task.reached_last(far[-1, mine]).mean(),
-                       "final_distance": far[-1, mine].mean()}
-        else:
-            summary[f"success_{name}"] = success[mine].mean()
-        episodes[name] = paths[:, mine], asked[:, mine], goals[mine], success[mine]
-    if c.agent == "hiro":
-        summary["missed"] = missed(paths, asked, c.c).mean()
-    return {k: float(x) for k, x in summary.items()}, episodes
+    limit = getattr(env or envs.make_task(config.env), "limit", math.inf)
+    if not config.goal_range and config.subgoal_interval > limit:
+        raise ValueError(f"--goal-range 0 is measured over --subgoal-interval "
+                         f"{config.subgoal_interval} steps, but an episode of {config.env} has "
+                         f"{limit}")
+    return online.prepare(config, checkpoint, env, **{
+        "title": "hiro, " + ("with" if config.correction == "off_policy" else "without")
+        + " off-policy correction", "agent": "hiro", "init_agent": init_agent, "learn": learn,
+        "policies": policies, **parts})
 
 
-def missed(paths, asked, c):
-    """How far the worker ends from the place the manager asked for: (T/c, N), whole windows.
-
-    paths (T+1,N,2), asked (T/c,N,2). Nothing in the algorithm makes goals places in reach.
-    """
-    reached = paths[c::c]
-    return np.sqrt(((reached - asked[:len(reached)]) ** 2).sum(-1))
+def load(folder):
+    """actor() -> act(observation) -> action, for one episode, of a trained run."""
+    return online.actors(*load_run(sys.modules[__name__], folder))
 
 
-def single_actor(world, tree, c, rng):
-    """act(observation) -> action of the environment, for one episode, as in evaluation."""
-    ask, act = policies(tree, tree["half"], c)
-    memory = {"t": 0}
-
-    def step(obs):
-        s, task = (x[None] for x in world.read(obs))
-        g = ask(s, task) if memory["t"] % c.c == 0 else carry(memory["s"], memory["g"], s, c)
-        memory.update(t=memory["t"] + 1, s=s, g=g)
-        return world.scale(acting(act(s, g)[0], rng, c))
-
-    return step
-
-
-def evaluate_calls(world, tree, c, rng):
-    """`evaluate` of any environment, episode by episode through its own calls."""
-    results = []
-    for _ in range(c.episodes):
-        obs, _ = world.env.reset(seed=int(rng.integers(2**31)))
-        act, over, ever, total = single_actor(world, tree, c, rng), False, False, 0.0
-        while not over:
-            obs, reward, terminated, truncated, info = world.env.step(act(obs))
-            over, total = terminated or truncated, total + float(reward)
-            success = bool(info.get("success", info.get("is_success", False)))
-            ever = ever or success
-        s, task = world.read(obs)
-        near = np.linalg.norm(s[:world.P] - task) if len(task) == world.P else np.nan
-        results.append((ever, success, near, total))
-    names = "success", "success_last_step", "final_distance", "return"
-    return dict(zip(names, np.mean(np.array(results, float), axis=0).tolist()))
-
-
-# ---------------------------------------------------------------------------------- pictures
-
-
-def draw(world, tree, episodes, run, c):
-    """The pictures of a run: learning curve, correction over training, episodes."""
-    experiment.draw_curve(run)
-    if c.agent == "hiro" and c.correction == "off_policy":
-        draw_correction(run)
-    if episodes:
-        draw_episodes(world.env, tree, episodes, run, c)
-
-
-def draw_correction(run):
-    """Over training: how often the correction changes a goal, by how much, what it gains; and how
-    far from its goals the worker ends."""
-    figure, axes = envs.plt.subplots(1, 4, figsize=(14, 2.8), layout="constrained")
-    for ax, key, title in zip(axes, ("changed", "moved", "gain", "missed"), (
-            "share of goals changed", "mean distance moved", "mean gain of the score, Eq. (5)",
-            "from the goal, after c steps")):
-        rows = [row for row in run.logs["eval" if key == "missed" else "train"]
-                if row.get(key, "") != ""]
-        ax.plot([int(row["step"]) for row in rows], [float(row[key]) for row in rows], lw=1)
-        ax.set(title=title, xlabel="steps", ylim=(0, None))
-    envs.save_figure(figure, run.path("correction.png"))
-
-
-def draw_episodes(task, tree, episodes, run, c):
-    """One episode of each test, early in training and at its end, and the goals asked for."""
-    late = {name: {"paths": e[0][:, 0], "asked": e[1][:, 0]} for name, e in episodes.items()}
-    rows = {"end of training": late}
-    if "early" in tree:
-        rows = {"early in training": tree["early"], **rows}
-    size = 2.6 * len(episodes), 2.7 * len(rows)
-    figure, axes = envs.plt.subplots(len(rows), len(episodes), squeeze=False, figsize=size,
-                                     layout="constrained")
-    for row, (title, shown) in zip(axes, rows.items()):
-        for ax, name in zip(row, episodes):
-            envs.draw_maze(ax, task.maze)
-            path, asked = shown[name]["paths"], shown[name]["asked"]
-            ax.plot(*envs.plot_xy(task.maze, path), "C0", lw=1)
-            for s, place in zip(path[::c.c] if c.agent == "hiro" else [], asked):
-                ax.annotate("", envs.plot_xy(task.maze, place), envs.plot_xy(task.maze, s),
-                            arrowprops=dict(arrowstyle="->", color="C1", lw=0.8))
-            if title.startswith("end") or name != "random":     # random goals are drawn anew
-                ax.plot(*envs.plot_xy(task.maze, episodes[name][2][0]), "r*", ms=9)
-            ax.set_title(f"goal {name.replace('_', ', ')}", fontsize=9)
-        row[0].set_ylabel(title)
-    envs.save_figure(figure, run.path("episodes.png"))
-
-
-# --------------------------------------------------------------------------------- the program
-
-
-def prepare(c, tree=None):
-    """The task, and a check that a checkpoint's tree fits it (ValueError)."""
-    env = envs.UMazeTask(c.contact) if c.env == "point-umaze" else envs.GOAL_TASKS[c.env]()
-    if c.agent == "hiro" and not c.goal_range and c.c > env.limit:
-        raise ValueError(f"--goal-range 0 is measured over --c {c.c} steps, but an episode of "
-                         f"{c.env} has {env.limit}")
-    if tree is not None:
-        fresh = start(c, World(env, None, None), experiment.generators(0, "init"))
-        shapes = {name: x.shape for name, x in nets.flatten(fresh).items()}
-        if shapes != {name: x.shape for name, x in nets.flatten(
-                {name: tree[name] for name in fresh}).items()}:
-            raise ValueError("the checkpoint does not fit its config.json")
-    return SimpleNamespace(config=c, env=env)
-
-
-def evaluate_checkpoint(problem, tree):
-    """The success of a saved run, starts and goals drawn for the step of its checkpoint."""
-    c, at = problem.config, int(tree["step"])
-    if at < c.warmup:
-        raise ValueError("the run was stopped in its warm-up; there is nothing to evaluate yet")
-    summary, _ = evaluate(World(problem.env, None, None), tree, c, at)
-    return {"env": c.env, "agent": c.agent, "seed": c.seed, "env_steps": at, **summary}
-
-
-def main():
-    experiment.main(Config, __doc__.split("\n\n")[0], resolve, prepare,
-                    lambda problem, run: train(problem.env, problem.config, run=run),
-                    evaluate_checkpoint, counter="step")
-
+train, evaluate_checkpoint = online.train, online.evaluate_checkpoint
 
 if __name__ == "__main__":
-    main()
+    main(sys.modules[__name__])

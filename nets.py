@@ -24,8 +24,6 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import ctypes
 import math
-import zipfile
-import zlib
 
 import numpy as np
 
@@ -50,7 +48,7 @@ _keep_freed_memory()
 # ------------------------------------------------------------------------------------- layers
 
 
-def stop(x):
+def stop_gradient(x):
     """Stop-gradient: x as a constant. In a complex step the imaginary part is the derivative."""
     return x.real
 
@@ -294,22 +292,6 @@ def unflatten(flat):
 def tree_map(f, tree):
     """f applied to every array of a nested dict."""
     return {k: tree_map(f, x) if isinstance(x, dict) else f(x) for k, x in tree.items()}
-
-
-def save_tree(path, tree):
-    """Write a nested dict of arrays as npz; under a temporary name first, then renamed."""
-    with open(f"{path}.tmp", "wb") as file:
-        np.savez(file, **flatten(tree))
-    os.replace(f"{path}.tmp", path)
-
-
-def load_tree(path):
-    """Read what `save_tree` wrote. ValueError if it is no npz of plain arrays; no unpickling."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return unflatten({name: file[name] for name in file.files})
-    except (ValueError, TypeError, AttributeError, EOFError, zlib.error, zipfile.BadZipFile) as e:
-        raise ValueError(f"{path} is not an npz file of plain arrays ({e})") from None
 
 
 # --------------------------------------------------------------------------------- optimisers

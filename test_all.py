@@ -1,38 +1,42 @@
-"""Tests of everything. python -m pytest test_all.py runs the fast ones in under a minute.
+"""The proofs of the reference, in the order of its files: nets, envs, hiql, hiro; then its form.
 
+    python -m pytest test_all.py              the fast tests, in under a minute
     python -m pytest test_all.py -m slow      the learning tests that take minutes
-    python test_all.py                        prints the gradient certificate and the speed table
+    python -m pytest                          these, and those of support/ and lab/
+    python test_all.py                        prints the gradient certificate and the speed table,
+                                              in about two minutes
 
-GOLDEN_HIQL=FILE.npz checks one HIQL update against another golden file of the same layout.
+Nothing here imports lab/. GOLDEN_HIQL=FILE.npz checks HIQL's update against another golden file of
+the same layout.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
+import ast
 import contextlib
 import dataclasses
+import glob
+import graphlib
+import inspect
 import io
-import json
+import math
 import os
 import re
-import shlex
-import shutil
 import signal
-import subprocess
-import sys
+import textwrap
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
 import envs
-import experiment
 import hiql
 import hiro
 from nets import flatten, mlp, tree_map, unflatten
+from support import offline, online
+from support.run import HERE, Run, generators
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 GOLDEN = os.environ.get("GOLDEN_HIQL", os.path.join(HERE, "data", "golden_hiql_f64.npz"))
 
 
@@ -44,7 +48,7 @@ def close(a, b, tolerance=1e-9):
     assert error < tolerance, error
 
 
-# ------------------------------------------------------------------------------------- layers
+# =============================================================================== nets: layers
 
 
 def test_gradient_certificate():
@@ -58,6 +62,17 @@ def test_the_complex_step_sees_a_wrong_derivative():
     x = np.linspace(-1, 1, 5)
     errors = nets.derivative_error(lambda t: (t["x"] ** 3).sum(), {"x": x}, {"x": 3.001 * x**2})
     assert 1e-4 < errors["x"] < 1e-2
+
+
+def test_the_complex_step_takes_stopped_gradients_for_constants():
+    """d/dx of x stop_gradient(x) is x; without the stop it would be 2 x."""
+    x = np.linspace(-1, 1, 5)
+
+    def stopped(tree):
+        return (tree["x"] * nets.stop_gradient(tree["x"])).sum()
+
+    assert nets.derivative_error(stopped, {"x": x}, {"x": x})["x"] < 1e-15
+    assert nets.derivative_error(stopped, {"x": x}, {"x": 2 * x})["x"] == pytest.approx(1)
 
 
 def test_activations_and_norms_by_hand():
@@ -82,9 +97,25 @@ def test_log_probabilities_by_hand():
 
 
 def twin_net(dtype=float, seed=0):
+    """Parameters of an ensemble of two networks, 3 -> 8 -> 8 -> 2, with LayerNorm."""
     rng = np.random.default_rng(seed)
     p = nets.init_mlp(rng, (3, 8, 8, 2), norm=True, ensemble=2)
     return tree_map(lambda w: (w + 0.3 * rng.normal(size=w.shape)).astype(dtype), p)
+
+
+def test_an_mlp_is_dense_activation_norm():
+    """Layer by layer, with both activations, with norms and without."""
+    p, x = twin_net(), np.random.default_rng(1).normal(size=(5, 3))
+    for activation in (nets.gelu, nets.relu):
+        for norms in (True, False):
+            q = {name: layer for name, layer in p.items() if norms or "norm" not in name}
+            h = x
+            for i in (0, 1, 2):
+                h = h @ q[f"dense{i}"]["W"] + q[f"dense{i}"]["b"][:, None]
+                if i < 2:
+                    h = activation({}, h)[0]
+                    h = nets.layer_norm(q[f"norm{i}"], h)[0] if norms else h
+            close(mlp(q, x, activation)[0], h, 1e-14)
 
 
 def test_ensemble_is_two_separate_nets():
@@ -98,13 +129,6 @@ def test_ensemble_is_two_separate_nets():
         for name, g in flatten(back_i(dy[i])[1]).items():
             close(flatten(grads)[name][i], g, 1e-13)
     close(dx, sum(back_i(dy[i])[0] for i, (_, back_i) in enumerate(parts)), 1e-13)
-
-
-def test_forward_equals_mlp():
-    p, x = twin_net(), np.random.default_rng(1).normal(size=(5, 3))
-    close(nets.forward(p, x), mlp(p, x)[0], 1e-13)
-    plain = {name: layer for name, layer in p.items() if "norm" not in name}
-    close(nets.forward(plain, x), mlp(plain, x)[0], 1e-13)
 
 
 def test_evaluations_do_not_disturb_each_other():
@@ -121,26 +145,41 @@ def test_evaluations_do_not_disturb_each_other():
 
 
 def test_float32_stays_float32():
+    """Layers, HIQL's losses, TD3's: nothing widens numbers to float64 on the way."""
     p, x = twin_net(np.float32), np.ones((4, 3), np.float32)
     y, back = mlp(p, x)
     dx, grads = back(y)
-    assert nets.forward(p, x).dtype == y.dtype == dx.dtype == np.float32
+    assert y.dtype == dx.dtype == np.float32
     assert all(g.dtype == np.float32 for g in flatten(grads).values())
-    for layer, out in ((nets.length_normalize({}, x), x),
-                       (nets.gaussian_log_prob({}, x, x), x[:, 0]),
+    for layer, out in ((nets.length_normalize({}, x), x), (nets.relu({}, x), x),
+                       (nets.tanh({}, x), x), (nets.gaussian_log_prob({}, x, x), x[:, 0]),
                        (nets.categorical_log_prob({}, x, np.zeros(4, int)), x[:, 0])):
         assert layer[0].dtype == layer[1](out)[0].dtype == np.float32
+
+    def narrow(tree):
+        return tree_map(lambda x: x.astype(np.float32) if x.dtype == float else x, tree)
+
+    config, params, batch = toy()
+    for loss in (*hiql.LOSSES.values(), hiql.flat_loss):
+        grads = loss(narrow(params), narrow(batch), config)[1]
+        assert all(g.dtype == np.float32 for g in flatten(grads).values()), loss
+    online_nets, target, batch, noise = toy_td3()
+    grads = [hiro.actor_loss(narrow(online_nets), narrow(batch)["observations"])[1]]
+    grads += [hiro.critic_loss(narrow(online_nets), narrow(target), narrow(batch), noise.astype(
+        np.float32), 0.9, kind)[1] for kind in ("huber", "squared")]
+    assert all(g.dtype == np.float32 for tree in grads for g in flatten(tree).values())
 
 
 def test_adam_and_ema_by_hand():
     """First step: lr sign(g); second step with g = 1, 3 from Kingma and Ba's formulas."""
-    p = {"w": np.array([1.0])}
+    p = {"w": np.array([1.0]), "other": np.array([5.0])}
     state = nets.adam_init(p)
     nets.adam(p, {"w": np.array([1.0])}, state, lr=0.1)
     assert p["w"][0] == pytest.approx(0.9, abs=1e-8)
     nets.adam(p, {"w": np.array([3.0])}, state, lr=0.1)
     m, v = (0.9 * 0.1 + 0.1 * 3) / (1 - 0.81), (0.999 * 0.001 + 0.001 * 9) / (1 - 0.999**2)
     assert p["w"][0] == pytest.approx(0.9 - 0.1 * m / np.sqrt(v), abs=1e-7)
+    assert p["other"][0] == 5 and state["m"]["other"][0] == 0 and state["count"] == 2
     target = {"w": np.array([2.0])}
     nets.ema(target, {"w": np.array([4.0])}, 0.25)
     assert target["w"][0] == 2.5
@@ -152,297 +191,12 @@ def test_initialisation():
     for name, limit in (("dense0", np.sqrt(6 / 100)), ("dense1", 0.1 * np.sqrt(6 / 80))):
         w = np.abs(p[name]["W"])
         assert 0.98 * limit < w.max() <= limit and w.mean() == pytest.approx(limit / 2, rel=0.05)
+        assert not p[name]["b"].any()
     assert not (p["dense0"]["W"][0] == p["dense0"]["W"][1]).any()
     assert (p["norm0"]["scale"] == 1).all() and set(p) == {"dense0", "norm0", "dense1"}
 
 
-def test_trees_are_saved_and_never_unpickled(tmp_path):
-    tree = {"a": {"b": np.arange(3.0)}, "c": np.array("text")}
-    nets.save_tree(tmp_path / "t.npz", tree)
-    back = nets.load_tree(tmp_path / "t.npz")
-    assert (back["a"]["b"] == tree["a"]["b"]).all() and str(back["c"]) == "text"
-    assert os.listdir(tmp_path) == ["t.npz"]
-    np.savez(tmp_path / "pickled.npz", x=np.array([{}], object))
-    (tmp_path / "text.npz").write_text("no npz")
-    for name in ("pickled.npz", "text.npz"):
-        with pytest.raises(ValueError, match="not an npz file of plain arrays"):
-            nets.load_tree(tmp_path / name)
-
-
-# ------------------------------------------------------------------------------- golden update
-
-NETS = {"goal_rep": "phi", "value": "value", "target_value": "target", "low_actor": "low",
-        "high_actor": "high"}
-
-
-def golden():
-    """The golden file, its config as ours, and tree(prefix): its arrays under our names."""
-    with np.load(GOLDEN, allow_pickle=False) as file:
-        z = {name: file[name] for name in file.files}
-
-    def tree(prefix):
-        flat = {}
-        for path, x in z.items():
-            if path.startswith(prefix + "/"):
-                net, *_, layer, leaf = path[len(prefix) + 1:].split("/")
-                if layer == "mean_net":             # OGBench's name for an actor's last Dense
-                    body = f"{prefix}/{net}/actor_net/Dense_"
-                    layer = f"Dense_{sum(p.startswith(body) and 'kernel' in p for p in z)}"
-                norm = layer.startswith("LayerNorm")
-                leaf = {"kernel": "W", "bias": "shift" if norm else "b", "scale": "scale"}[leaf]
-                layer = ("norm" if norm else "dense") + layer.split("_")[1]
-                flat[f"{NETS[net]}/{layer}/{leaf}"] = x.copy()
-        return unflatten(flat)
-
-    conf = {name[7:]: x for name, x in z.items() if name.startswith("config/")}
-    c = dataclasses.replace(
-        hiql.resolve({}), gamma=float(conf["discount"]), expectile=float(conf["expectile"]),
-        target_rate=float(conf["tau"]), high_alpha=float(conf["high_alpha"]),
-        low_alpha=float(conf["low_alpha"]))
-    names = dict(s="observations", s1="next_observations", a="actions", g="value_goals",
-                 r="rewards", m="masks", w="low_actor_goals", g_high="high_actor_goals",
-                 w_high="high_actor_targets")
-    batch = {ours: z[f"batch/{theirs}"] for ours, theirs in names.items()}
-    batch.update(s_low=batch["s"], s1_low=batch["s1"])
-    return z, conf, c, batch, tree
-
-
-def test_golden_losses_gradients_and_intermediate_values():
-    z, conf, c, batch, tree = golden()
-    params, theirs = tree("init"), flatten(tree("grad"))
-    forms = {"value": {"v": "v", "target": "v_target", "target_next": "next_v_target",
-                       "adv": "adv", "phi": "phi_value_goals", "q": "q"},
-             "low_actor": {"phi": "phi_low_goals", "adv": "low_adv", "weight": "low_weight",
-                           "mean": "low_mean", "log_prob": "low_log_prob"},
-             "high_actor": {"target": "phi_high_targets", "adv": "high_adv",
-                            "weight": "high_weight", "mean": "high_mean",
-                            "log_prob": "high_log_prob"}}
-    seen = set()
-    for name, loss in zip(forms, (hiql.value_loss, hiql.low_loss, hiql.high_loss)):
-        value, grads, info = loss(params, batch, c)
-        close(value, z[f"loss/{name}"])
-        for ours, other in forms[name].items():
-            close(info[ours], z[f"fwd/{other}"])
-        for path, g in flatten(grads).items():
-            close(g, theirs[path])
-            seen.add(path)
-    assert seen == {path for path in theirs if not path.startswith("target")}
-    pairs = {"low": ("s", "s1", "w"), "high": ("s", "w_high", "g_high")}
-    for name, (s, s2, g) in pairs.items():
-        for key, x in (("v", s), ("nv", s2)):
-            rep = hiql.phi_constant(params, batch[x], batch[g], c)
-            v = hiql.value_constant(params["value"], batch[x], rep).mean(0)
-            close(v, z[f"fwd/{name}_{key}"])
-
-
-def test_golden_evaluation_action():
-    z, conf, c, batch, tree = golden()
-    act = hiql.actor(tree("init"), c)
-    close(act(batch["s"], batch["g_high"], 0), z["fwd/eval_action"])
-
-
-def test_golden_parameters_after_ten_updates():
-    z, conf, c, batch, tree = golden()
-    params = tree("init")
-    optimiser = nets.adam_init({name: p for name, p in params.items() if name != "target"})
-    b1, b2, eps = (float(x) for x in conf["adam_b1_b2_eps"])
-    for i in range(10):
-        values = hiql.update(params, optimiser, batch, c, hiql.LOSSES["hiql"], float(conf["lr"]),
-                             b1=b1, b2=b2, eps=eps)
-        for name, theirs in (("value", "value"), ("low", "low_actor"), ("high", "high_actor")):
-            close(values[name], z[f"loss_curve/{theirs}"][i])
-        if i + 1 in (1, 10):
-            for path, x in flatten(tree(f"params{i + 1}")).items():
-                assert np.abs(flatten(params)[path] - x).max() < 1e-8, (i + 1, path)
-            for ours, theirs in (("m", "adam{}_m"), ("v", "adam{}_v")):
-                for path, x in flatten(tree(theirs.format(i + 1))).items():
-                    if not path.startswith("target"):
-                        close(flatten(optimiser[ours])[path], x, 1e-8)
-
-
-# -------------------------------------------------------------------------------------- losses
-
-
-def toy(agent="hiql", discrete=False, seed=0, **changes):
-    """A small float64 problem: config, parameters (perturbed, target differs), random batch."""
-    c = hiql.resolve({"agent": agent, "env": "grid-fourrooms" if discrete else "point-medium",
-                      "hidden": (6, 5), "rep_dim": 3, "batch": 7, **changes})
-    rng = np.random.default_rng(seed)
-    env = envs.make(c.env)
-    data = envs.collect(env, rng, episodes=3, rows=30)
-    rngs = experiment.generators(seed, "init", "flat")
-    params = tree_map(lambda w: w + 0.2 * rng.normal(size=w.shape),
-                      hiql.init(c, env, data, rngs))
-    batch = hiql.sample(data, data.valid, rng, c)
-    batch = {k: x.astype(float) if x.dtype == np.float32 else x for k, x in batch.items()}
-    batch["m"][0], batch["r"][0] = 0, 0                 # one success at least
-    return c, params, batch
-
-
-def certificate():
-    """{layer or loss: {array: error}}: analytic derivative against the complex step."""
-    errors = {f"layer: {name}": e for name, e in nets.layer_errors().items()}
-    cases = [("value", hiql.value_loss, {}), ("value, phi(g)", hiql.value_loss,
-                                              {"subgoal": "phi_g"}),
-             ("value, no phi", hiql.value_loss, {"subgoal": "none"}),
-             ("manager", hiql.high_loss, {}), ("manager, no phi", hiql.high_loss,
-                                               {"subgoal": "none"}),
-             ("manager, learned std", hiql.high_loss, {"std": "learned"}),
-             ("worker", hiql.low_loss, {}), ("worker, learned std", hiql.low_loss,
-                                             {"std": "learned"}),
-             ("worker, discrete", hiql.low_loss, {"discrete": True}),
-             ("flat policy", hiql.flat_loss, {"agent": "flat"}),
-             ("gciql", hiql.gciql_loss, {"agent": "gciql"}),
-             ("gciql, discrete", hiql.gciql_loss, {"agent": "gciql", "discrete": True}),
-             ("gciql policy", hiql.gciql_policy_loss, {"agent": "gciql"})]
-    for name, loss, changes in cases:
-        c, params, batch = toy(**changes)
-        grads = loss(params, batch, c)[1]
-        errors[f"loss: {name}"] = nets.derivative_error(
-            lambda tree: loss(tree, batch, c)[0], params, grads)
-    rng = np.random.default_rng(0)
-    c = hiro.resolve({"hidden": (6, 5)})
-    online, target = (tree_map(lambda w: w + 0.2 * rng.normal(size=w.shape),
-                               hiro.td3_init(rng, 3, 2, c)["online"]) for _ in range(2))
-    batch = {k: rng.normal(size=s) for k, s in {"x": (7, 3), "x1": (7, 3), "a": (7, 2), "r": 7,
-                                                "m": 7}.items()}
-    batch["r"][:3] += 5                                     # errors beyond 1 as well
-    noise = 0.2 * rng.normal(size=(7, 2))
-    for kind in ("huber", "squared"):
-        errors[f"loss: critics, {kind}"] = nets.derivative_error(
-            lambda t: hiro.critic_loss(t, target, batch, noise, 0.9, kind)[0], online,
-            hiro.critic_loss(online, target, batch, noise, 0.9, kind)[1])
-    errors["loss: policy, through the critic"] = nets.derivative_error(
-        lambda t: hiro.actor_loss(t, batch["x"])[0], online, hiro.actor_loss(online, batch["x"])[1])
-    q, back = hiro.critic(online["critic"], batch["x"], batch["a"])
-    dq = rng.normal(size=q.shape)
-    errors["critics, and their input a"] = nets.derivative_error(
-        lambda t: (dq * hiro.critic(t["p"], batch["x"], t["a"])[0]).sum(),
-        {"p": online["critic"], "a": batch["a"]}, dict(zip(("a", "p"), back(dq))))
-    c, params, batch = toy()
-    z = hiql.phi_constant(params, batch["s"], batch["g"], c)
-    v, back = hiql.value(params["value"], batch["s"], z)
-    dv = np.random.default_rng(0).normal(size=v.shape)
-    dz, grads = back(dv)
-    errors["value heads, and their input z"] = nets.derivative_error(
-        lambda t: (dv * hiql.value(t["p"], batch["s"], t["z"])[0]).sum(),
-        {"p": params["value"], "z": z}, {"p": grads, "z": dz})
-    return errors
-
-
-def test_value_loss_by_hand():
-    """One state, numbers chosen: per-head targets, minimum in the weight only, both signs of A."""
-    c, params, batch = toy(gamma=0.5, expectile=0.9)
-    one = {k: x[:1] for k, x in batch.items()}
-    for net, x in (("value", [-1.0, -2.0]), ("target", [-1.0, -3.0])):     # constant heads
-        params[net] = tree_map(np.zeros_like, params[net])
-        params[net]["dense2"]["b"][:, 0] = x
-    target = params["target"]["dense2"]["b"][:, 0]
-    one["r"], one["m"] = np.array([-1.0]), np.array([1.0])
-    # q = -1 + 0.5 T = (-1.5, -2.5); A = -1 + 0.5 (-3) - (-2) < 0 (with the mean it would be 0)
-    loss, grads, _ = hiql.value_loss(params, one, c)
-    assert loss == pytest.approx(0.1 * (0.5**2 + 0.5**2))
-    np.testing.assert_allclose(grads["value"]["dense2"]["b"][:, 0], [0.1, 0.1])
-    target[:] = -4                                      # q = -3, A = -3 - (-4) > 0
-    assert hiql.value_loss(params, one, c)[0] == pytest.approx(0.9 * (2**2 + 1**2))
-    one["r"], one["m"] = np.array([0.0]), np.array([0.0])   # success: q = 0, A = 4
-    assert hiql.value_loss(params, one, c)[0] == pytest.approx(0.9 * (1 + 4))
-    target[:] = 0                                       # A = 0 exactly counts as positive
-    assert hiql.value_loss(params, one, c)[0] == pytest.approx(0.9 * (1 + 4))
-
-
-def test_policy_losses_by_hand():
-    """Weights exp(alpha A) clipped at 100, A from the right states and the online heads."""
-    np.testing.assert_allclose(hiql.awr_weight(3.0, np.array([0.0, 1.0, 1.6, 1e4, -1e4])),
-                               [1, np.exp(3), 100, 100, 0])
-    c, params, batch = toy(high_alpha=0.7, low_alpha=1.3)
-
-    def mean_value(s, g):
-        z = hiql.phi(params, s, g, c)[0]
-        return hiql.value(params["value"], s, z)[0].mean(0)
-
-    s, s1, w, g, a = (batch[k] for k in ("s", "s1", "w", "g_high", "a"))
-    adv = mean_value(s1, w) - mean_value(s, w)
-    mean = mlp(params["low"], np.concatenate([s, hiql.phi(params, s, w, c)[0]], 1))[0]
-    log_prob = -0.5 * ((a - mean) ** 2).sum(1) - np.log(2 * np.pi)
-    assert hiql.low_loss(params, batch, c)[0] == pytest.approx(
-        -(np.minimum(np.exp(1.3 * adv), 100) * log_prob).mean(), rel=1e-12)
-    w = batch["w_high"]
-    adv = mean_value(w, g) - mean_value(s, g)
-    mean = mlp(params["high"], np.concatenate([s, g], 1))[0]
-    log_prob = -0.5 * ((hiql.phi(params, s, w, c)[0] - mean) ** 2).sum(1) - 1.5 * np.log(2 * np.pi)
-    assert hiql.high_loss(params, batch, c)[0] == pytest.approx(
-        -(np.minimum(np.exp(0.7 * adv), 100) * log_prob).mean(), rel=1e-12)
-
-
-def test_policies_send_no_gradient_to_value_and_representation():
-    c, params, batch = toy()
-    assert set(hiql.low_loss(params, batch, c)[1]) == {"low"}
-    assert set(hiql.high_loss(params, batch, c)[1]) == {"high"}
-    assert set(hiql.value_loss(params, batch, c)[1]) == {"value", "phi"}
-
-
-def test_target_moves_towards_the_value_before_the_step():
-    c, params, batch = toy(target_rate=0.25)
-    before = tree_map(np.copy, params)
-    trained = {k: p for k, p in params.items() if k != "target"}
-    hiql.update(params, nets.adam_init(trained), batch, c, hiql.LOSSES["hiql"], 1e-2)
-    for path, x in flatten(params["target"]).items():
-        close(x, 0.75 * flatten(before["target"])[path] + 0.25 * flatten(before["value"])[path],
-              1e-14)
-    assert not np.allclose(params["value"]["dense0"]["W"], before["value"]["dense0"]["W"])
-
-
-def test_the_contrast_policy_leaves_hiql_as_it_is():
-    """Training a flat policy beside hiql changes no bit of hiql."""
-    with_flat, without = (short_training({"contrast": x})[0] for x in (True, False))
-    assert "flat" in with_flat and "flat" not in without
-    for path, x in flatten(without).items():
-        assert (flatten(with_flat)[path] == x).all(), path
-
-
-def short_training(changes, steps=5):
-    c = hiql.resolve({"quick": True, "env": "grid-fourrooms", "seed": 3, **changes})
-    problem = hiql.prepare(c)
-    params = hiql.init(c, problem.env, problem.data, problem.rngs)
-    optimiser = nets.adam_init({k: p for k, p in params.items() if k != "target"})
-    for _ in range(steps):
-        batch = hiql.sample(problem.data, problem.labelled, problem.rngs["batch"], c)
-        for losses, _ in hiql.phases(c):
-            hiql.update(params, optimiser, batch, c, losses, 1e-3)
-    return params, problem
-
-
-def test_discrete_actions_are_drawn_at_a_temperature():
-    """Logits (0, 2, 0, 0, 0): shares of softmax(logits / T); T = 0 takes the likeliest."""
-    c, params, batch = toy(discrete=True, temperature=2.0)
-    params["low"] = tree_map(np.zeros_like, params["low"])
-    params["low"]["dense2"]["b"][1] = 2
-    s, g = (np.repeat(batch[k][:1], 20000, 0) for k in ("s", "g"))
-    a = hiql.actor(params, c, rng=np.random.default_rng(0))(s, g, 0)
-    assert (a == 1).mean() == pytest.approx(np.e / (np.e + 4), abs=0.01)
-    cold = hiql.actor(params, dataclasses.replace(c, temperature=0), rng=np.random.default_rng(0))
-    assert (cold(s, g, 0) == 1).all()
-
-
-def test_manager_output_is_normalised_and_requeried():
-    c, params, batch = toy(requery=3)
-    z = hiql.subgoal(params, batch["s"], batch["g"], c)
-    np.testing.assert_allclose((z ** 2).sum(1), c.rep_dim)
-    act = hiql.actor(params, c)
-    s, g = batch["s"], batch["g"]
-    first = act(s, g, 0)
-    assert (act(s, g + 5, 1) == first).all() and (act(s, g + 5, 2) == first).all()
-    assert not np.allclose(act(s, g + 5, 3), first)
-    none = dataclasses.replace(c, subgoal="none", requery=1)
-    p = hiql.init(none, envs.make(c.env), hiql.prepare(hiql.resolve({"quick": True})).data,
-                  experiment.generators(0, "init", "flat"))
-    delta = nets.forward(p["high"], np.concatenate([s, g], 1))
-    np.testing.assert_allclose(hiql.subgoal(p, s, g, none), s + delta)
-
-
-# -------------------------------------------------------------------------------- environments
-
+# ================================================================================ envs: mazes
 
 OGBENCH_MAPS = {                        # locomaze/maze.py's arrays: 1 is a wall
     "medium": "11111111 10011001 10010001 11000111 10010001 10100101 10001001 11111111",
@@ -450,12 +204,18 @@ OGBENCH_MAPS = {                        # locomaze/maze.py's arrays: 1 is a wall
              "110101010111 100100010001 111111111111",
     "giant": "1111111111111111 1010000001100001 1010110101001101 1000100100010001 "
              "1011101111110101 1000100010000101 1110101001010111 1000100100010001 "
-             "1010101111110101 1011100010001101 1000001000100001 1111111111111111",
-    "teleport": "111111111111 100000101001 110100010011 110111000001 100001010101 "
-                "101101010101 101101010101 100001000101 111111111111"}
+             "1010101111110101 1011100010001101 1000001000100001 1111111111111111"}
+MAZES = [name for name in envs.ENVIRONMENTS if not name.startswith("pointmaze")]
+CORRIDOR = "######### #.......# #########"
 
 
-@pytest.mark.parametrize("name", [n for n in envs.ENVIRONMENTS if "stitch" not in n])
+@pytest.fixture
+def registry(monkeypatch):
+    """A copy of the registry, for tests that add to it."""
+    monkeypatch.setattr(envs, "ENVIRONMENTS", dict(envs.ENVIRONMENTS))
+
+
+@pytest.mark.parametrize("name", MAZES)
 def test_layouts_and_tasks(name):
     """Closed walls, one connected part, tasks in free cells; OGBench's maps and path lengths."""
     env = envs.make(name)
@@ -464,12 +224,10 @@ def test_layouts_and_tasks(name):
             assert ["".join(map(str, row)) for row in env.walls.astype(int)] == rows.split()
     walls = env.walls
     assert walls[0].all() and walls[-1].all() and walls[:, 0].all() and walls[:, -1].all()
-    assert (env.distance == env.distance.T).all()
-    alone = (env.distance == -1).sum(1) == len(env.cells) - 1      # an outlet of the teleport maze
-    assert alone.sum() == ("teleport" in name) and (env.distance[~alone][:, ~alone] >= 0).all()
+    assert (env.distance == env.distance.T).all() and (env.distance >= 0).all()
     lengths = [int(env.distance[env.index[a], env.index[b]]) for a, b in env.tasks]
     published = {"medium": (26, [10, 10, 6, 10, 8]), "large": (46, [15, 19, 12, 14, 15]),
-                 "giant": (86, [30, 26, 30, 26, 17]), "teleport": (45, [19, 15, 10, 21, 15])}
+                 "giant": (86, [30, 26, 30, 26, 17])}
     for layout, (cells, tasks) in published.items():
         if layout in name:
             assert len(env.cells) == cells and lengths == tasks
@@ -486,7 +244,6 @@ def test_shortest_paths_by_hand():
     s, g = np.array([[1.0, 0.0]]), np.array([[0.0, 7.0]])
     assert env.path_length(s, g)[0] == pytest.approx(3 + 5 * 4)
     assert env.path_length(s, np.array([[4.5, 0.0]]))[0] == pytest.approx(3.5)
-    assert envs.optimal_value(2, 0.5) == -1.5 and envs.optimal_value(0, 0.9) == 0
 
 
 def test_grid_moves_slips_and_success():
@@ -503,8 +260,7 @@ def test_grid_moves_slips_and_success():
         env.move(s, np.full(5, 5))
 
 
-@pytest.mark.parametrize("name", ["point-umaze", "point-medium", "point-giant",
-                                  "pointmaze-large-navigate-v0"])
+@pytest.mark.parametrize("name", ["point-umaze", "point-medium", "point-giant"])
 def test_nothing_tunnels_or_overlaps_walls(name):
     """Random and wall-hugging actions: discs stay out of walls, and a step crosses no wall."""
     env, rng = envs.make(name), np.random.default_rng(0)
@@ -520,8 +276,7 @@ def test_nothing_tunnels_or_overlaps_walls(name):
         assert ((moved - s) ** 2).sum(1).max() < 3.4 * env.speed**2
         for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7),
                        (-0.7, -0.7)):
-            soft = 0.1 if name.startswith("pointmaze") else 1e-6
-            env.number(moved + (env.radius - soft) * np.array([dx, dy]))  # raises in a wall
+            env.number(moved + (env.radius - 1e-6) * np.array([dx, dy]))    # raises in a wall
         s = moved
 
 
@@ -542,278 +297,181 @@ def test_discs_move_freely_stop_at_walls_and_slide():
         np.testing.assert_array_equal(env.move(s, np.array([[-1.0, -0.3]]))[0], moved)
 
 
-def steps_of_the_simulator():
-    """Steps of OGBench 1.2.1 under MuJoCo 3.2.4 in its four mazes: s, a, s1 (300,2), contacts.
-
-    Random actions (60) and a noisy heading held for 25 steps, which hugs walls (240); a third of
-    them drawn among the steps with two contacts or more. s1 is the position after the move and
-    five mj_steps, contacts what mj_forward reports after the move. jump_*: 60 observations of
-    env.step near the inlets, the next action, the next observation.
-    """
-    with np.load(os.path.join(HERE, "data", "ogbench_steps.npz")) as file:
-        return dict(file)
-
-
-@pytest.mark.parametrize("size", ["medium", "large", "giant", "teleport"])
-def test_ogbench_mazes_step_as_the_simulator_does(size):
-    recorded, env = steps_of_the_simulator(), envs.make(f"pointmaze-{size}-navigate-v0")
-    s, a, s1, contacts = (recorded[f"{size}_{x}"] for x in ("s", "a", "s1", "contacts"))
-    error = np.abs(env.move(s, a) - s1).max(-1)
-    assert error[contacts <= 1].max() < 1e-4 and (contacts == 1).sum() > 50
-    assert error[contacts > 1].mean() < 0.02 and error[contacts > 1].max() < 0.07
-    assert (contacts > 1).sum() > 100
-    pressed = env.centre(np.array([env.tasks[0][0]]))       # a = 1 against a wall settles at
-    into = np.array([[-1.0, 0.0]]) if size in ("medium", "large") else np.array([[0.0, -1.0]])
-    for _ in range(20):                                     # p = left (p + 0.2)
-        pressed = env.move(pressed, into)
-    assert env._deepest_contact(pressed)[0][0] == pytest.approx(0.0431, abs=1e-4)
+def test_the_registry_makes_what_it_names():
+    assert envs.load("math:pi") == math.pi and envs.load(envs.Maze) is envs.Maze
+    assert envs.make("grid-maze").settings("fast") == dict(
+        discount=0.95, subgoal_steps=5, steps=8000, temperature=2.0)
+    assert envs.make("point-umaze").settings("paper") == dict(discount=0.99, subgoal_steps=25)
+    assert envs.make("point-medium").settings("fast") == {}
+    recipe = dict(kind="navigate", episodes=1000, rows=201)
+    assert envs.make("point-large").recipe == {**recipe, "noise": 0.5}
+    assert envs.make("grid-fourrooms").recipe == {**recipe, "noise": 0.3}
+    assert envs.make("point-giant", limit=7).limits(np.zeros((2, 2)), None).tolist() == [7, 7]
+    for wrong in (envs.make, envs.make_task):
+        with pytest.raises(ValueError, match="unknown .* 'point-tiny'; known: .*point-umaze"):
+            wrong("point-tiny")
+    x = np.arange(6).reshape(3, 2)
+    encode = envs.make("point-medium").encoding("position")
+    assert encode(x) is x and encode.extra == 0
+    assert encode.pair(x, x + 7).tolist() == [[0, 1, 7, 8], [2, 3, 9, 10], [4, 5, 11, 12]]
 
 
-def test_teleporters_jump_one_step_later_to_a_random_outlet():
-    recorded, env = steps_of_the_simulator(), envs.make("pointmaze-teleport-navigate-v0")
-    s, a, s1 = (recorded[f"jump_{x}"] for x in ("s", "a", "s1"))
-    inside = (np.sqrt(((s[:, None] - env.inlets) ** 2).sum(-1)) <= 1.5).any(1)
-    assert 20 < inside.sum() < 50
-    moved = env.move(s, a, np.random.default_rng(0))
-    np.testing.assert_allclose(moved[~inside], s1[~inside], atol=1e-4)
-    for end in (s1, moved):
-        gap = np.abs(end[inside] - 0.2 * a[inside] - env.outlets[:, None]).max(-1)
-        assert (gap.min(0) < 1e-9).all() and len(set(gap.argmin(0))) == 3
-    many = env.move(np.tile(env.inlets[:1], (9000, 1)), np.zeros((9000, 2)),
-                    np.random.default_rng(1))
-    share = [(many == outlet).all(1).mean() for outlet in env.outlets]
-    np.testing.assert_allclose(share, 1 / 3, atol=0.02)
+def test_own_layouts_are_registered(registry):
+    """A string is enough; class, recipe, settings and arguments go to what `make` returns."""
+    envs.register("mine", layout=CORRIDOR)
+    env = envs.make("mine")
+    assert type(env) is envs.PointMaze and len(env.cells) == 7 and env.name == "mine"
+    envs.register("grid-mine", kind=envs.GridWorld, layout=CORRIDOR, slip=0.5,
+                  tasks=[((1, 2), (1, 5))], recipe=dict(episodes=20, rows=11),
+                  settings=dict(discount=0.5))
+    env = envs.make("grid-mine")
+    assert env.slip == 0.5 and env.tasks == [((1, 2), (1, 5))]
+    data = env.dataset(np.random.default_rng(0))
+    envs.check_dataset(data, env)
+    assert data.lengths.tolist() == [11] * 20
+    config = hiql.resolve({"env": "grid-mine"})
+    assert (config.discount, config.subgoal_steps) == (0.5, 5)      # its own, those of grids
+    envs.register("later", kind="nowhere:Nothing")      # an entry point: imported when made
+    with pytest.raises(ModuleNotFoundError):
+        envs.make("later")
 
 
-def test_ogbench_ties_between_shortest_paths():
-    """Of two best neighbours OGBench takes up before left before down before right."""
-    env = envs.make("pointmaze-medium-navigate-v0")
-    toward = {goal: tuple(env.cells[env.next_cell[env.index[4, 4], env.index[goal]]])
-              for goal in ((1, 5), (6, 3), (4, 4), (3, 2))}
-    assert toward == {(1, 5): (3, 4), (6, 3): (5, 4), (4, 4): (4, 4), (3, 2): (3, 4)}
-    ahead = env.distance[env.next_cell, np.arange(len(env.cells))]
-    np.testing.assert_array_equal(ahead, np.maximum(env.distance - 1, 0))
-    both = 0
-    for s, cell in enumerate(env.cells):
-        near = [env.index[tuple(cell + move)] for move in ((-1, 0), (0, -1), (1, 0), (0, 1))]
-        for g in range(len(env.cells)):
-            best = [i for i in near if i >= 0 and env.distance[i, g] < env.distance[s, g]]
-            assert env.next_cell[s, g] == (best[0] if best else s)
-            both += near[0] in best and near[2] in best
-    assert both > 0                                         # up and down as good
+@pytest.mark.parametrize("layout, message", [
+    ("#### #..# ###", "rows of the layout have 3 to 4 cells"),
+    ("#### #.x# ####", "this one has 'x'"), ("mediun", "a layout is one of fourrooms, maze"),
+    ("#### #... ####", "border of the layout must be closed"),
+    ("#### #..# #.##", "border of the layout must be closed"),
+    ("##### #.#.# #####", "have no path"), ("### #.# ###", "at least two free cells"),
+    ("", "at least two free cells")])
+def test_wrong_layouts_are_refused(layout, message, registry):
+    for kind in (envs.PointMaze, envs.GridWorld):
+        with pytest.raises(ValueError, match=message):
+            envs.register("mine", kind, layout=layout)
+    assert "mine" not in envs.ENVIRONMENTS
 
 
-def test_controllers_reach_what_they_reach_in_ogbench():
-    """Against MuJoCo with OGBench: collector 0.98 (medium), straight 1.0, 0.5, 0, 0, 0."""
-    c = {kind: hiql.resolve({"env": "pointmaze-medium-navigate-v0", "agent": kind,
-                             "episodes": 12}) for kind in hiql.CONTROLLERS}
-    env, success = envs.make(c["random"].env), {}
-    for kind in c:
-        problem = SimpleNamespace(config=c[kind], env=env)
-        success[kind] = hiql.evaluate(problem, None, 1)[0]["success_per_task"]
-    assert np.mean(success["collector"]) > 0.94 and np.mean(success["random"]) == 0
-    assert success["straight"][0] > 0.95 and success["straight"][2:] == [0, 0, 0]
-    assert 0.2 < success["straight"][1] < 0.8
-    s = np.tile(env.centre([(1, 1)]), (20000, 1))           # the next cell is to the right
-    a = env.controller("collector", np.random.default_rng(0))(s, s + [4.0, 0.0], 0)
-    assert (np.abs(a[:, 1]) == 1).mean() == pytest.approx(0.0455, abs=0.005)   # noise 0.5
-    assert (a[:, 0] == 1).mean() == pytest.approx(0.5, abs=0.01)
+@pytest.mark.parametrize("arguments, message", [
+    (dict(tasks=[((1, 1), (0, 1))]), r"tasks have \(0, 1\), which is no free cell"),
+    (dict(tasks=[((1, 1), (9, 9))]), "which is no free cell"),
+    (dict(tasks=[(1, 1)]), "a task is a start and a goal cell"), (dict(radius=2.0), "radius"),
+    (dict(speed=0.0), "speed"), (dict(contact="bounce"), "contact must be")])
+def test_wrong_arguments_of_a_maze_are_refused(arguments, message, registry):
+    with pytest.raises(ValueError, match=message):
+        envs.register("mine", layout=CORRIDOR, **arguments)
+    with pytest.raises(ValueError, match="there is an environment 'point-medium' already"):
+        envs.register("point-medium", layout=CORRIDOR)
+    with pytest.raises(ValueError, match="slip must be a probability"):
+        envs.register("mine", envs.GridWorld, layout=CORRIDOR, slip=1.5)
 
 
-def test_a_controllers_run_is_evaluated_again(tmp_path, monkeypatch, capsys):
-    """It has no parameters to load."""
-    c = hiql.resolve({"env": "point-umaze", "agent": "straight"})
-    problem = hiql.prepare(c)
-    nets.save_tree(tmp_path / "checkpoint.npz", {
-        "params": hiql.init(c, problem.env, problem.data, problem.rngs), "update": 1,
-        "seconds": 0.5, "rng": {name: np.zeros(1) for name in problem.rngs}})
-    experiment.write_json(tmp_path / "config.json", {"config": dataclasses.asdict(c)})
-    monkeypatch.setattr(hiql, "rollout", lambda env, act, starts, goals, rng: (
-        np.ones(len(starts), bool), np.ones(len(starts)), np.array([starts, goals])))
-    assert not hiql_main("--eval", tmp_path)
-    assert "success: 1.0\n" in capsys.readouterr().out
+def test_five_far_tasks():
+    """By hand on a corridor of seven cells; the farthest two, then spread over the maze."""
+    tasks = envs.GridWorld("mine", CORRIDOR).tasks
+    assert tasks == [((1, a), (1, b)) for a, b in ((1, 7), (7, 1), (4, 1), (2, 7), (3, 7))]
+    env = envs.PointMaze("mine", envs.LAYOUTS["giant"])
+    assert env.tasks == envs.PointMaze("again", envs.LAYOUTS["giant"]).tasks != envs.TASKS["giant"]
+    pairs = [(env.index[a], env.index[b]) for a, b in env.tasks]
+    assert len(pairs) == 5 and env.distance[pairs[0]] == env.distance.max()
+    for i, (start, goal) in enumerate(pairs):
+        assert env.distance[start, goal] == env.distance[start].max()
+        if i:
+            before = env.distance[[a for a, _ in pairs[:i]]].min(0)
+            assert before[start] == before.max() > 0
 
 
-def test_luck_makes_the_action_free_expectile_optimistic():
-    sure, slippery = (envs.make("grid-fourrooms", slip=x) for x in (0.0, 0.5))
-    sure, slippery = (envs.values_under_chance(env, 0.95, 0.9) for env in (sure, slippery))
-    np.testing.assert_allclose(sure["optimal"], envs.optimal_value(
-        envs.make("grid-fourrooms").distance, 0.95), atol=1e-6)
-    np.testing.assert_allclose(sure["over actions"], sure["action-free"], atol=1e-6)
-    far = envs.make("grid-fourrooms").distance >= 5
-    assert (slippery["over actions"] < slippery["optimal"])[far].all()  # no policy does better
-    assert (slippery["action-free"] > slippery["optimal"])[far].all()   # but it says so
-    # by hand: the goal below the corner (1, 1), where two of the five moves go into walls
-    env = envs.make("grid-fourrooms", slip=0.5)
-    s, g = env.index[1, 1], env.index[2, 1]
-    v = slippery["over actions"][:, g]
-    y = -1 + 0.95 * v[env.neighbours[s]]
-    q = 0.5 * y + 0.5 * y.mean()
-    weight = np.where(q >= v[s], 0.9, 0.1)
-    assert (weight * (q - v[s])).sum() == pytest.approx(0, abs=1e-6)
-
-
-def test_published_data_sets_are_made_once(tmp_path, monkeypatch, capsys):
-    for size, episodes, rows in (("medium", 1000, 1001), ("giant", 500, 2001)):
-        assert envs.ENVIRONMENTS[f"pointmaze-{size}-navigate-v0"][2] == dict(
-            kind="navigate", episodes=episodes, rows=rows, noise=0.5)
-        env = envs.make(f"pointmaze-{size}-navigate-v0")
-        assert (env.time_limit, env.noise, env.tolerance, env.radius, env.speed) == (
-            1000, 1, 1, 0.7, 0.2)
-    name = "pointmaze-teleport-stitch-v0"
-    kind, arguments, recipe = envs.ENVIRONMENTS[name]
-    assert recipe == dict(kind="stitch", episodes=5000, rows=201, noise=0.5)
-    monkeypatch.setitem(envs.ENVIRONMENTS, name, (kind, arguments, {**recipe, "episodes": 50}))
-    monkeypatch.chdir(tmp_path)
-    env = envs.make(name)
-    first = envs.ogbench_dataset(env)
-    assert os.listdir("datasets") == [f"{name}.npz"]
-    assert "50 x 201 rows" in capsys.readouterr().out
-    envs.check_dataset(first, env)
-    again = envs.ogbench_dataset(env)
-    assert capsys.readouterr().out == "" and (again.observations == first.observations).all()
-    jumps = np.abs(np.diff(first.observations, axis=0)).max(1)[first.valid] > 1
-    assert 0 < jumps.mean() < 0.02 and not jumps.reshape(50, 200)[:, 0].any()
-    with open(f"datasets/{name}.npz", "w") as file:
-        file.write("cut short")
-    with pytest.raises(ValueError, match="remove datasets/.+npz, and it is made again"):
-        envs.ogbench_dataset(env)
-
-
-def test_a_run_on_ogbench_makes_its_data(tmp_path, monkeypatch, capsys):
-    """No file given: made once, kept; a file given: no cache. It ends with five numbers."""
-    name = "pointmaze-medium-navigate-v0"
-    kind, arguments, recipe = envs.ENVIRONMENTS[name]
-    monkeypatch.setitem(envs.ENVIRONMENTS, name, (
-        kind, arguments, {**recipe, "episodes": 30, "rows": 101}))
-    monkeypatch.setattr(envs.PointMaze, "limits", lambda env, s, g: np.full(len(s), 20))
-    monkeypatch.chdir(tmp_path)
-    words = ("--quick", "--env", name, "--steps", 40, "--policy-steps", 20, "--eval-every", 20)
-    assert not hiql_main(*words, "--out", "a")
-    assert "kept in datasets" in capsys.readouterr().out
-    summary = experiment.read_json("a/summary.json")
-    assert len(summary["success_per_task"]) == 5 and summary["updates"] == 60
-    assert 50 < summary["peak_mb"] < 1500
-    assert not hiql_main("--eval", "a")
-    os.rename("datasets", "elsewhere")
-    assert not hiql_main(*words, "--dataset", f"elsewhere/{name}.npz", "--out", "b")
-    assert not os.path.exists("datasets")
-    capsys.readouterr()
-    assert not hiql_main("--eval", "b")
-    for key in ("observations", "actions"):             # another file in its place
-        data = envs.load_dataset(f"elsewhere/{name}.npz")
-        kept = getattr(data, key)[0].copy()
-        getattr(data, key)[0] += 0.01
-        envs.save_dataset(f"elsewhere/{name}.npz", data)
-        assert hiql_main("--eval", "b") == 2
-        assert "are not those of the run" in capsys.readouterr().err
-        getattr(data, key)[0] = kept
-        envs.save_dataset(f"elsewhere/{name}.npz", data)
-    again = experiment.read_json("b/summary.json")
-    assert {k: x for k, x in again.items() if k not in ("train_seconds", "peak_mb")} == {
-        k: x for k, x in summary.items() if k not in ("train_seconds", "peak_mb")}
-
-
-def test_own_data_agree_with_the_generator_of_ogbench():
-    """Step length and turning within 2 %, cells within 0.03 total variation.
-
-    Walls are touched in half a per cent of the steps. That share of the file has a standard error
-    of 2.5 % over its trajectories, that of own sets a deviation of 3 % over seeds (12 of them are
-    5 % below the file on average): it is compared within 8 %.
-    """
-    path = os.path.join(HERE, "..", "shared", "data", "pointmaze-medium-navigate-v0.npz")
-    if not os.path.exists(path):
-        pytest.skip("needs a file made by OGBench's generator at ../shared/data")
-    env = envs.make("pointmaze-medium-navigate-v0")
-
-    def statistics(data):
-        s = data.observations.reshape(len(data.lengths), -1, 2).astype(float)
-        a, step = data.actions.reshape(s.shape)[:, :-1], np.diff(s, axis=1)
-        angle = np.diff(np.arctan2(step[..., 1], step[..., 0]), axis=1)
-        turn = np.abs(np.remainder(angle + np.pi, 2 * np.pi) - np.pi).mean()
-        touched = (np.abs(s[:, :-1] + 0.2 * a - s[:, 1:]).max(-1) > 1e-4).mean()
-        cells = np.bincount(env.number(data.observations), minlength=len(env.cells))
-        return np.sqrt((step ** 2).sum(-1)).mean(), turn, touched, cells / cells.sum()
-
-    own = envs.collect(env, np.random.default_rng(0), **envs.ENVIRONMENTS[env.name][2])
-    given = envs.load_dataset(path)
-    s, a, s1 = (x[i] for x, i in ((given.observations, given.valid), (given.actions, given.valid),
-                                  (given.observations, given.valid + 1)))
-    touched = np.abs(s + 0.2 * a - s1).max(-1) > 1e-4
-    assert touched.sum() > 1000                         # each a step of the simulator at a wall
-    assert np.abs(env.move(s[touched], a[touched]) - s1[touched]).max() < 1e-4
-    own, published = statistics(own), statistics(given)
-    assert own[0] == pytest.approx(published[0], rel=0.02)
-    assert own[1] == pytest.approx(published[1], rel=0.02)
-    assert own[2] == pytest.approx(published[2], rel=0.08)
-    assert 0.5 * np.abs(own[3] - published[3]).sum() < 0.03
-
-
-def test_presets():
-    """--preset paper: the published numbers of the fact sheets, but for sizes; flags go first."""
-    name = "pointmaze-large-navigate-v0"
-    c = hiql.resolve({"env": name, "preset": "paper"})
-    published = dict(
-        lr=3e-4, decay=False, target_rate=0.005, expectile=0.7, gamma=0.99, goal_gamma=0, k=25,
-        high_alpha=3, low_alpha=3, rep_dim=10, subgoal="phi_sg", std="fixed", schedule="joint",
-        features="position", p_current=0.2, p_future=0.5, p_random=0.3, high_random=0,
-        kinks="zero", success="index", episodes=50, requery=1, temperature=0)
-    assert {x: getattr(c, x) for x in published} == published
-    c = hiql.resolve({"env": "pointmaze-large-stitch-v0", "preset": "paper"})
-    published["high_random"] = 0.5
-    assert {x: getattr(c, x) for x in published} == published
-    assert hiql.resolve({"env": name, "preset": "paper", "low_alpha": 7.0}).low_alpha == 7
-    assert hiql.resolve({"env": "pointmaze-giant-navigate-v0", "preset": "paper"}).gamma == 0.995
-    assert hiql.resolve({"preset": "paper", "agent": "gcbc"}).flat_alpha == 0
-    assert hiql.resolve({"preset": "fast"}) == hiql.resolve({})
-    fast = hiql.resolve({"env": name})
-    assert (fast.features, fast.schedule, fast.policy_steps, fast.lr, fast.requery) == (
-        "bumps+way", "sequential", 15_000, 1e-3, 10)
-    assert hiql.resolve({"env": name, "agent": "flat"}).requery == 1
-    for less in ({"agent": "gcbc"}, {"agent": "straight"}, {"schedule": "joint"}):
-        c = hiql.resolve({"env": name, **less})         # nothing comes before the policies
-        assert (c.schedule, c.policy_steps) == ("joint", 0)
-    assert hiql.resolve({"env": name, "subgoal": "none"}).features == "position"
-    for wrong, words in (({"policy_steps": 3}, "--policy-steps is for --schedule sequential"),
-                         ({"features": "bumps", "env": "grid-maze"}, "is for point mazes"),
-                         ({"features": "bumps", "subgoal": "none"}, "subgoals by phi"),
-                         ({"agent": "gcbc", "schedule": "sequential"}, "gcbc has none"),
-                         ({"agent": "random", "schedule": "sequential"}, "random has none")):
-        with pytest.raises(ValueError, match=words):
-            hiql.resolve(wrong)
-    c = hiql.resolve({"env": name, "target_rate": 0.2})
-    assert (c.gamma, c.target_rate, c.p_future, c.p_random, c.k) == (0.997, 0.2, 0.7, 0.1, 25)
-    c = hiql.resolve({"env": "pointmaze-giant-stitch-v0"})
-    assert (c.gamma, c.k, c.high_random, c.features) == (0.998, 25, 0.5, "bumps")
-    assert (c.goal_gamma, c.high_alpha, c.low_alpha) == (0.99, 0.3, 10)
+# --------------------------------------------------------------------- envs: by Gymnasium's calls
 
 
 @pytest.mark.parametrize("name", ["grid-fourrooms", "point-medium"])
 def test_gymnasium_convention(name):
-    env = envs.make(name)
+    env, maze = envs.GoalEnv(envs.make(name)), envs.make(name)
     with pytest.raises(RuntimeError, match="reset"):
         env.step(0)
     obs, info = env.reset(seed=5)
-    again, info2 = envs.make(name).reset(seed=5)
-    assert (obs == again).all() and (info["goal"] == info2["goal"]).all()
-    obs, info = env.reset(options={"task": 2})
-    cells = [tuple(int(i) for i in env.cell(x)) for x in (obs, info["goal"])]
-    assert tuple(cells) == env.tasks[1]
-    stay = 0 if env.discrete else np.zeros(2)
-    for t in range(1, env.limit + 1):
+    again, _ = envs.GoalEnv(envs.make(name)).reset(seed=5)
+    assert set(obs) == {"observation", "achieved_goal", "desired_goal"} and info == {}
+    for key, x in obs.items():
+        assert x.dtype == float and x.shape == (2,) and (x == again[key]).all()
+    for task, cells in enumerate(maze.tasks, 1):
+        obs, _ = env.reset(options={"task": task})
+        assert tuple(tuple(maze.cell(obs[k]).tolist()) for k in (
+            "observation", "desired_goal")) == cells
+    stay = 0 if maze.discrete else np.zeros(2)
+    assert env.time_limit == maze.limits(env.state, env.goal)[0]
+    for t in range(1, env.time_limit + 1):
         obs, reward, terminated, truncated, info = env.step(stay)
-        assert (reward, terminated, truncated) == (-1, False, t == env.limit)
-    start = np.array(env.place(np.array([[1, 1]]))[0])
-    toward = 4 if env.discrete else np.array([1.0, 0.0])
-    env.reset(options={"start": start, "goal": start + ([0, 1] if env.discrete else [1.7, 0])})
-    obs, reward, terminated, truncated, info = env.step(toward)
+        assert (reward, terminated, truncated) == (-1, False, t == env.time_limit)
+        assert info == {"success": False}
+    start = np.array(maze.place(np.array([[1, 1]]))[0])
+    goal = start + ([0, 1] if maze.discrete else [1.7, 0])
+    obs, _ = env.reset(options={"start": start, "goal": goal})
+    assert (obs["observation"] == start).all() and (obs["desired_goal"] == goal).all()
+    obs, reward, terminated, truncated, info = env.step(4 if maze.discrete else [1.0, 0.0])
     assert (reward, terminated, truncated, info["success"]) == (0, True, False, True)
-    for wrong in ({"task": 9}, {"start": np.zeros(2) - 9}, {"begin": 1}):
-        with pytest.raises(ValueError):
+    assert (obs["achieved_goal"] == obs["observation"]).all() and (obs["observation"] - start).any()
+    short = envs.GoalEnv(maze, limit=2)
+    short.reset(options={"task": 1})
+    assert [short.step(stay)[3] for _ in range(2)] == [False, True]
+    for wrong, message in (({"task": 9}, "task must be 1 to 5, not 9"), ({"task": 0}, "1 to 5"),
+                           ({"start": np.zeros(2) - 9}, "inside a wall"),
+                           ({"start": start, "goal": np.zeros(2) - 9}, "inside a wall"),
+                           ({"begin": 1}, "unknown reset options .'begin'.")):
+        with pytest.raises(ValueError, match=message):
             env.reset(options=wrong)
+    assert env.action_size == (0 if maze.discrete else 2)
+    assert env.action_space.n == 5 if maze.discrete else (env.action_space.high == 1).all()
 
 
-# ------------------------------------------------------------------------------------ data sets
+def test_an_own_maze_has_tests_for_online_learning():
+    env = envs.GoalEnv(envs.PointMaze("mine", CORRIDOR))
+    tests = env.tests(np.random.default_rng(0), 6)
+    assert list(tests) == ["task1", "task2", "task3", "task4", "task5", "random"]
+    for (starts, goals), task in zip(tests.values(), env.maze.tasks):
+        for places, cell in zip((starts, goals), task):
+            assert (env.maze.cell(places) == cell).all() and len(np.unique(places, axis=0)) == 6
+    starts, goals = tests["random"]
+    assert (env.maze.number(starts) != env.maze.number(goals)).all()
+    assert env.reached(np.array([1.0, 1.1])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", ["point-umaze", "point-umaze-undo"])
+def test_goal_tasks(name):
+    """Rewards, success and time limit by Gymnasium's calls; starts and goals as the task says."""
+    task = envs.make_task(name)
+    assert task.name == name and task.limit == 500 and task.settings == {}
+    obs, _ = task.reset(seed=3)
+    again, _ = envs.make_task(name).reset(seed=3)
+    assert all((obs[k] == again[k]).all() for k in obs)
+    for t in range(1, task.limit + 1):
+        obs, reward, terminated, truncated, info = task.step(np.zeros(2))
+        distance = np.hypot(*(obs["achieved_goal"] - obs["desired_goal"]))
+        assert reward == pytest.approx(-distance) and info["success"] == (distance <= 2.5)
+        assert (terminated, truncated) == (False, t == task.limit)
+    rng = np.random.default_rng(0)
+    for s, g in [task.draw(rng, 500), *task.tests(rng, 50).values()]:
+        assert np.abs(s).max() <= 0.1 and g.min() >= -2 and g.max() <= 10
+    obs, _ = task.reset(options={"start": [0.0, 0.0], "goal": [0.0, 4.0]})  # a goal in a wall
+    assert not task.maze.is_free(obs["desired_goal"][None])[0]
+    obs, *_, info = task.step(np.array([0.0, 9.0]))
+    assert obs["observation"].tolist() == [0, 0.2] and not info["success"]
+
+
+def test_tasks_by_hand():
+    task = envs.UMazeTask()
+    tests = task.tests(np.random.default_rng(0), 4)
+    assert [tests[k][1][0].tolist() for k in ("0_8", "8_0", "8_8")] == [[0, 8], [8, 0], [8, 8]]
+    task.maze.number(tests["random"][1])                    # raises in a wall
+    assert task.reached(np.array([2.5, 2.6])).tolist() == [True, False]
+    assert task.reached_last(np.array([5.0, 5.1])).tolist() == [True, False]
+    at = np.array([[1.0, 1.95]])
+    a = np.array([[1.0, 1.0]])
+    np.testing.assert_allclose(task.move(at, a), [[1.2, 2.0]], atol=1e-5)       # slides
+    undo = envs.make_task("point-umaze-undo")
+    np.testing.assert_array_equal(undo.move(at, a), at)
+    np.testing.assert_allclose(undo.move(at, -a), at - 0.2)
+
+
+# ---------------------------------------------------------------------------- envs: data sets
 
 
 def chain(*trajectories):
@@ -827,28 +485,35 @@ def chain(*trajectories):
 
 def test_collected_data_follow_the_recipe():
     rng = np.random.default_rng(0)
-    for name, kind in (("point-medium", "navigate"), ("point-medium", "stitch"),
-                       ("point-umaze", "explore"), ("grid-maze", "navigate"),
-                       ("grid-maze", "explore")):
+    for name, kind, noise in (("point-medium", "navigate", 0.5), ("point-medium", "stitch", 0.5),
+                              ("point-umaze", "navigate", 3.0), ("grid-maze", "navigate", 0.5),
+                              ("grid-maze", "navigate", 1.0)):
         env = envs.make(name)
-        data = envs.collect(env, rng, kind, episodes=200, rows=101)
+        data = envs.collect(env, rng, kind, episodes=200, rows=101, noise=noise)
         envs.check_dataset(data, env)
         assert len(data.observations) == 20200 and (data.lengths == 101).all()
+        assert (data.labelled == data.valid).all() and len(data.valid) == 20000
         visits = np.bincount(env.number(data.observations), minlength=len(env.cells))
         assert visits.min() > 0
-        if kind == "navigate":          # half of the grid's moves are random, the rest shorten
+        if kind == "navigate" and noise == 0.5:     # half of the grid's moves shorten the path
             i = data.valid
-            far = env.path_length(data.observations[i].astype(float),
-                                  data.observations[i + 8 * (i + 8 < len(i))].astype(float))
-            assert far.mean() > (2.5 if env.discrete else 3.5)
+            ahead = env.path_length(data.observations[i].astype(float),
+                                    data.observations[i + 8 * (i + 8 < len(i))].astype(float))
+            assert ahead.mean() > (2.5 if env.discrete else 3.5)
+    shares = np.bincount(data.actions[data.valid], minlength=5) / len(data.valid)
+    np.testing.assert_allclose(shares, 0.2, atol=0.01)      # grid-maze, noise 1: uniform actions
     goals = envs.collect(envs.make("point-medium"), rng, "stitch", episodes=500, rows=60)
     ends = goals.observations[np.flatnonzero(goals.terminals)].astype(float)
     starts = goals.observations[np.flatnonzero(goals.terminals) - 59].astype(float)
     env = envs.make("point-medium")
     apart = env.distance[env.number(starts), env.number(ends)]
     assert (apart == 4).mean() > 0.8                        # arrived, four cells away
-    with pytest.raises(ValueError, match="no data of kind"):
-        envs.collect(envs.make("grid-maze"), rng, "stitch")
+    for name, kind in (("grid-maze", "stitch"), ("point-medium", "explore")):
+        with pytest.raises(ValueError, match="no data of kind"):
+            envs.collect(envs.make(name), rng, kind)
+    for wrong in (dict(episodes=0), dict(rows=1), dict(noise=-1)):
+        with pytest.raises(ValueError, match="collect needs"):
+            envs.collect(env, rng, **wrong)
 
 
 def test_data_sets_are_saved_loaded_and_checked(tmp_path, monkeypatch):
@@ -856,7 +521,7 @@ def test_data_sets_are_saved_loaded_and_checked(tmp_path, monkeypatch):
     data = envs.collect(env, np.random.default_rng(0), episodes=4, rows=30)
     envs.save_dataset(tmp_path / "d.npz", data)
     back = envs.load_dataset(tmp_path / "d.npz")
-    for key in ("observations", "actions", "terminals", "last", "valid"):
+    for key in ("observations", "actions", "terminals", "last", "valid", "labelled"):
         assert (getattr(back, key) == getattr(data, key)).all()
     assert os.listdir(tmp_path) == ["d.npz"]
     good = dict(observations=data.observations, actions=data.actions, terminals=data.terminals)
@@ -897,906 +562,608 @@ def test_data_sets_are_saved_loaded_and_checked(tmp_path, monkeypatch):
         patch.setattr(np, "savez_compressed", interrupted)
         envs.save_dataset(tmp_path / "e.npz", data)
     assert os.listdir(tmp_path) == before               # nothing half written stays
-    for other, message in (("pointmaze-medium-navigate-v0", "steps are not 0.2 x action"),
-                           ("point-large", "another maze"), ("grid-maze", "has observations")):
+    for other, message in ((envs.make("point-medium", speed=0.2), "steps are not 0.2 x action"),
+                           (envs.make("point-large"), "another maze"),
+                           (envs.make("grid-maze"), "has observations")):
         with pytest.raises(ValueError, match=message):
-            envs.check_dataset(data, envs.make(other))
+            envs.check_dataset(data, other)
+
+
+# ============================================================================= hiql: settings
+
+
+def test_presets():
+    """--preset paper: the published numbers of the fact sheets, but for sizes; flags go first."""
+    published = dict(
+        lr=3e-4, lr_decay=False, tau=0.005, expectile=0.7, goal_discount=0, high_alpha=3,
+        low_alpha=3, rep_dim=10, rep_type="phi_sg", const_std=True, policy_steps=0,
+        encoding="position", value_p_curgoal=0.2, value_p_trajgoal=0.5, actor_p_randomgoal=0,
+        first_layer_init="glorot", goal_reached_by="index", subgoal_interval=1, temperature=0)
+    config = hiql.resolve({"preset": "paper"})
+    assert {x: getattr(config, x) for x in published} == published
+    assert hiql.resolve({"preset": "paper", "env": "point-umaze"}).discount == 0.99
+    assert hiql.resolve({"preset": "paper", "low_alpha": 7.0}).low_alpha == 7
+    assert hiql.resolve({"preset": "fast"}) == hiql.resolve({}) == hiql.Config()
+    grid = hiql.resolve({"env": "grid-maze", "subgoal_steps": 3})
+    assert (grid.discount, grid.subgoal_steps, grid.temperature) == (0.95, 3, 2)
+    quick = hiql.resolve({"quick": True, "steps": 7})
+    assert (quick.steps, quick.batch_size, quick.policy_steps) == (7, 128, 0)
+    for wrong, words in (({"encoding": "rbf", "env": "grid-maze"}, "is for point mazes"),
+                         ({"encoding": "rbf", "rep_type": "none"}, "subgoals by phi"),
+                         ({"env": "nowhere"}, "unknown environment 'nowhere'")):
+        with pytest.raises(ValueError, match=words):
+            hiql.resolve(wrong)
+
+
+# ----------------------------------------------------------------------------- hiql: sampling
 
 
 def test_sampling_of_a_single_trajectory():
-    """Rows 0...4 of one trajectory: the last row is never drawn and never a goal; fin is row 3."""
-    data = chain((1, 2, 3, 4, 5))
-    c = hiql.resolve({"env": "grid-fourrooms", "k": 2, "batch": 4000, "p_current": 0.0,
-                      "p_future": 1.0, "p_random": 0.0})
-    b = {k: x[..., 1] if x.ndim == 2 else x
-         for k, x in hiql.sample(data, data.valid, np.random.default_rng(0), c).items()}
-    assert set(b["s"]) == {1, 2, 3, 4} and (b["s1"] == b["s"] + 1).all()
-    assert (b["g"] >= np.minimum(b["s"] + 1, 4)).all() and b["g"].max() == 4
-    assert (b["m"] == (b["s"] < 4)).all() and (b["r"] == -b["m"]).all()
-    assert (b["w"] == np.minimum(b["s"] + 2, 4)).all()
-    assert (b["w_high"] == np.minimum(b["s"] + 2, b["g_high"])).all()
-    start = b["g_high"][b["s"] == 1]                        # round(u + 4 - ... ) over 2, 3, 4
+    """Rows 0...4 of one trajectory: the last row is never drawn and never a goal; the last
+    transition is row 3's."""
+    data, rng = chain((1, 2, 3, 4, 5)), np.random.default_rng(0)
+    config = hiql.resolve({"env": "grid-fourrooms", "subgoal_steps": 2, "batch_size": 4000,
+                           "value_p_curgoal": 0.0, "value_p_trajgoal": 1.0})
+    batch = {k: x[..., 1] if x.ndim == 2 else x for k, x in hiql.sample(data, rng, config).items()}
+    s, s1, g, m, r, w, high_g, high_w = (batch[k] for k in (
+        "observations", "next_observations", "value_goals", "masks", "rewards", "low_actor_goals",
+        "high_actor_goals", "high_actor_targets"))
+    assert set(s) == {1, 2, 3, 4} and (s1 == s + 1).all()
+    assert (g >= np.minimum(s + 1, 4)).all() and g.max() == 4
+    assert (m == (s < 4)).all() and (r == -m).all()
+    assert (w == np.minimum(s + 2, 4)).all() and (high_w == np.minimum(s + 2, high_g)).all()
+    start = high_g[s == 1]                  # the two ends, 2 and 4, have half the weight of 3
     np.testing.assert_allclose([(start == g).mean() for g in (2, 3, 4)], [0.25, 0.5, 0.25],
                                atol=0.04)
-    random = dataclasses.replace(c, high_random=1.0)
-    b = hiql.sample(data, data.valid, np.random.default_rng(0), random)
-    assert set(b["g_high"][:, 1]) == {1, 2, 3, 4}
-    assert (b["w_high"][:, 1] == np.minimum(b["s"][:, 1] + 2, 4)).all()
+    for same, other in (("low_actor_observations", s), ("low_actor_next_observations", s1),
+                        ("flat_actor_goals", high_g)):
+        assert (batch[same] == other).all()                 # all actions are known
+    random = dataclasses.replace(config, actor_p_randomgoal=1.0)
+    batch = hiql.sample(data, np.random.default_rng(0), random)
+    assert set(batch["high_actor_goals"][:, 1]) == {1, 2, 3, 4}
+    assert (batch["high_actor_targets"][:, 1] == np.minimum(batch["observations"][:, 1] + 2,
+                                                            4)).all()
 
 
-@pytest.mark.parametrize("success, discounts", [("index", {"gamma": 0.7}),
-                                                ("state", {"gamma": 0.9, "goal_gamma": 0.7})])
-def test_sampled_goals_have_the_counted_distribution(success, discounts):
-    """2 million draws of `sample` against `goal_counts`, for every (s, move, g) and success."""
-    env, rng = envs.make("grid-fourrooms"), np.random.default_rng(0)
-    data = chain((1, 2, 3, 3, 2), (5, 4, 4, 4, 3, 2, 1), (2, 3))
-    c = hiql.resolve({"env": env.name, "batch": 2_000_000, "success": success, **discounts})
-    at_goal, go_on = envs.goal_counts(env, data, 0.7, 0.2, 0.5, 0.3, success)
-    assert hiql.exact_value(c, env, data) == pytest.approx(
-        envs.expectile_values(env, at_goal, go_on, c.gamma, c.expectile), nan_ok=True)
-    assert at_goal.sum() + go_on.sum() == pytest.approx(1)
-    b = hiql.sample(data, data.valid, rng, c)
-    s, s1, g = (env.number(b[k]) for k in ("s", "s1", "g"))
-    slot = (env.neighbours[s] == s1[:, None]).argmax(1)
-    n, hit = len(env.cells), b["m"] == 0
-    drawn_at = np.bincount(s[hit] * n + g[hit], minlength=n * n) / len(s)
-    drawn_on = np.bincount(((s * 5 + slot) * n + g)[~hit], minlength=n * 5 * n) / len(s)
-    np.testing.assert_allclose(drawn_at, at_goal.ravel(), atol=2e-3)
-    np.testing.assert_allclose(drawn_on, go_on.ravel(), atol=2e-3)
-
-
-def test_expectile_fixed_point():
-    """By hand on one pair, and by its definition on all pairs of a real data set."""
-    env = envs.make("grid-fourrooms")
-    at_goal, go_on = envs.goal_counts(env, chain((1, 2, 3)), 0.5, 0.0, 0.0, 1.0)
-    v = envs.expectile_values(env, at_goal, go_on, 0.5, 0.7)
-    one, two = env.index[1, 1], env.index[1, 2]
-    # rows 1 -> 2 and 2 -> 3, goals rows 0 and 1. From 1 to 2: always -1 + v(2,2)/2; from 2 to 2:
-    # always success, since the goal can only be row 1 itself.
-    assert v[two, two] == 0 and v[one, two] == -1 and np.isnan(v[env.index[1, 3], one])
-    env = envs.make("grid-fourrooms")
-    data = envs.collect(env, np.random.default_rng(0), episodes=50, rows=60)
-    for gamma, tau in ((0.97, 0.7), (0.9, 0.97), (0.9, 0.5), (0.9, 0.9)):
-        at_goal, go_on = envs.goal_counts(env, data, gamma, 0.2, 0.5, 0.3)
-        v = envs.expectile_values(env, at_goal, go_on, gamma, tau)
-        y = -1 + gamma * v[env.neighbours]
-        pull = (go_on * np.where(y < v[:, None], 1 - tau, tau) * (y - v[:, None])).sum(1)
-        pull += at_goal * tau * (0 - v)
-        assert np.abs(pull).max() < 1e-10
-        assert (v <= 0).all() and v.min() > -1 / (1 - gamma)
-    assert (envs.expectile_values(env, at_goal, go_on, 0.9, 0.5) < v + 1e-12).all()
-
-
-def test_counts_of_the_behaviour_policy_keep_the_marginals():
-    env = envs.make("grid-fourrooms")
-    data = envs.collect(env, np.random.default_rng(0), episodes=50, rows=60)
-    _, go_on = envs.goal_counts(env, data, 0.9, 0.2, 0.5, 0.3)
-    other = envs.behaviour_counts(go_on)
-    np.testing.assert_allclose(other.sum(1), go_on.sum(1), atol=1e-15)
-    np.testing.assert_allclose(other.sum(2), go_on.sum(2), atol=1e-15)
-    assert np.abs(other - go_on).sum() > 0.1
-
-
-# ------------------------------------------------------------------------------------- learning
-
-
-def tiny_problem(steps, seed=0, **changes):
-    """Seven grid cells in a bent corridor, explored at random; a config for nets of 32 units."""
-    env = envs.GridWorld("grid-tiny", "umaze")
-    data = envs.collect(env, np.random.default_rng(seed), "explore", episodes=200, rows=41)
-    c = hiql.resolve({"env": "grid-fourrooms", "gamma": 0.9, "hidden": (32, 32), "steps": steps,
-                      "batch": 128, "k": 2, "contrast": False, **changes})
-    return env, data, c
-
-
-def train_tiny(env, data, c, losses, seed=0):
-    rngs = experiment.generators(seed, "init", "flat", "batch")
-    params = hiql.init(c, env, data, rngs)
-    optimiser = nets.adam_init({k: p for k, p in params.items() if k != "target"})
-    for u in range(c.steps):
-        batch = hiql.sample(data, data.valid, rngs["batch"], c)
-        hiql.update(params, optimiser, batch, c, losses, c.lr * min(1, 2 * (1 - u / c.steps)))
-    return params
-
-
-def value_errors(env, data, c, params):
-    """Learned value against the exact fixed point, over all state-goal pairs.
-
-    -> mean absolute error over the value's range, rank correlation, share of pairs s != g whose
-    greedy move is one of the exact best moves (within 1 % of the range: nearly equal moves), and
-    one of the shortest-path moves.
-    """
-    exact = hiql.exact_value(c, env, data)
-    n = len(env.cells)
-    v = hiql.mean_value(params, env.cells.repeat(n, 0), np.tile(env.cells, (n, 1)), c).reshape(n, n)
-    span, seen = np.nanmax(exact) - np.nanmin(exact), ~np.isnan(exact)
-    best = v[env.neighbours].argmax(1)[:, None]                     # (n, 1, n) moves
-    chosen = np.take_along_axis(exact[env.neighbours], best, 1)[:, 0]
-    right = chosen >= exact[env.neighbours].max(1) - 0.01 * span
-    nearer = np.take_along_axis(env.distance[env.neighbours], best, 1)[:, 0] < env.distance
-    apart = ~np.eye(n, dtype=bool)
-    return (np.abs(v - exact)[seen].mean() / span, spearmanr(v[seen], exact[seen])[0],
-            right[apart].mean(), nearer[apart].mean())
-
-
-def test_value_learns_the_exact_fixed_point():
-    """The value of a tiny grid is exact to 5 % of its range; three lesions are not."""
-    env, data, c = tiny_problem(600)
-    losses = {"value": hiql.value_loss}
-    error, rank, _, _ = value_errors(env, data, c, train_tiny(env, data, c, losses))
-    assert error < 0.05 and rank > 0.97
-
-    def no_mask(params, batch, c):
-        return hiql.value_loss(params, {**batch, "m": np.ones_like(batch["m"])}, c)
-
-    def no_reward(params, batch, c):
-        return hiql.value_loss(params, {**batch, "r": np.zeros_like(batch["r"])}, c)
-
-    def flipped(params, batch, c):
-        return hiql.value_loss(params, batch, dataclasses.replace(c, expectile=0.1))
-
-    c = dataclasses.replace(c, expectile=0.9)
-    for lesion in (no_mask, no_reward, flipped):
-        assert value_errors(env, data, c, train_tiny(env, data, c, {"value": lesion}))[0] > 0.05
-
-
-@pytest.mark.parametrize("agent, steps, good", [("hiql", 400, 0.9), ("flat", 400, 0.9),
-                                                ("gciql", 800, 0.6)])
-def test_policies_follow_the_advantage(agent, steps, good, monkeypatch):
-    """From random walks each agent learns to reach goals; with the advantage negated it fails."""
-    def score():
-        env, data, c = tiny_problem(steps, agent=agent, high_alpha=10.0, low_alpha=10.0,
-                                    flat_alpha=10.0)
-        params = train_tiny(env, data, c, hiql.LOSSES[agent])
-        starts, goals = (env.place(x) for x in env.random_pairs(np.random.default_rng(0), 100, 3))
-        act = hiql.actor(params, c, hiql.is_flat(c), np.random.default_rng(0))
-        return hiql.rollout(env, act, starts, goals, None)[0]
-
-    assert score().mean() > good
-    plain = hiql.awr_weight
-    monkeypatch.setattr(hiql, "awr_weight", lambda alpha, adv: plain(alpha, -adv))
-    assert score().mean() < good - 0.3
-
-
-@pytest.mark.slow
-def test_exactness_on_four_rooms():
-    """Every state-goal pair of grid-fourrooms against the exact fixed point."""
-    error, rank, best, nearer = four_rooms()
-    print(f"error {error:.3f} of the range, rank {rank:.4f}, best moves {best:.3f}, "
-          f"shortest-path moves {nearer:.3f}")
-    assert error <= 0.05 and rank >= 0.98 and best >= 0.95
-
-
-# -------------------------------------------------------------------------------------- running
-
-
-def hiql_main(*words, program=hiql):
-    """`python hiql.py` (or hiro.py) in this process; returns the exit code."""
-    old, sys.argv = sys.argv, [f"{program.__name__}.py", *map(str, words)]
-    try:
-        program.main()
-    except SystemExit as e:
-        return e.code or 0
-    finally:
-        sys.argv = old
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    return 0
-
-
-TINY = ("--quick", "--steps", 20, "--eval-every", 10, "--episodes", 1, "--env", "grid-fourrooms")
-
-
-def test_a_run_leaves_its_files_and_evaluates_again(tmp_path, capsys):
-    out = tmp_path / "run"
-    assert hiql_main(*TINY, "--out", out, "--seed", 4) == 0
-    assert set(os.listdir(out)) == {"config.json", "train.csv", "eval.csv", "checkpoint.npz",
-                                    "summary.json", "trajectories.png", "value.png", "curve.png",
-                                    "signal.png"}
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["seed"] == 4 and summary["updates"] == 20 and summary["episodes"] == 5
-    assert summary["success"] == pytest.approx(np.mean(summary["success_per_task"]))
-    capsys.readouterr()
-    assert hiql_main("--eval", out) == 0
-    printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    for key in ("success_random", "flat_success_random", "success_per_task"):
-        assert printed[key] == str(summary[key])
-    assert hiql_main(*TINY, "--out", out) == 2              # nothing is overwritten
-    assert "already holds a run" in capsys.readouterr().err
-    assert json.loads((out / "summary.json").read_text()) == summary
-
-
-def test_resume_equals_never_having_stopped(tmp_path, monkeypatch):
-    """Stopped after update 13 and resumed: same bits, same logs; same seed, same bits."""
-    monkeypatch.setattr(hiql, "draw", lambda *_: None)
-    whole, parts, other = tmp_path / "whole", tmp_path / "parts", tmp_path / "other"
-    assert hiql_main(*TINY, "--out", whole) == 0
-    assert hiql_main(*TINY, "--out", other, "--eval-every", 7) == 0
-
-    count, plain = [], hiql.update
-
-    def update(*arguments, **betas):
-        count.append(1)
-        if len(count) == 13:
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(*arguments, **betas)
-
-    monkeypatch.setattr(hiql, "update", update)
-    assert hiql_main(*TINY, "--out", parts) == 130
-    assert len(count) == 13 and not (parts / "summary.json").exists()
-    monkeypatch.setattr(hiql, "update", plain)
-    assert hiql_main("--resume", parts) == 0
-    trees = [flatten(nets.load_tree(f / "checkpoint.npz")) for f in (whole, parts, other)]
-    for path, x in trees[0].items():
-        if path != "seconds":
-            assert (trees[1][path] == x).all(), path
-            assert (trees[2][path] == x).all(), path    # more evaluations disturb nothing
-    rows = [experiment.read_rows(f / "eval.csv") for f in (whole, parts)]
-    for a, b in zip(*rows, strict=True):
-        assert {k: x for k, x in a.items() if k != "seconds"} == {
-            k: x for k, x in b.items() if k != "seconds"}
-    assert hiql_main("--resume", parts) == 0                # finished: left as it is
+def test_value_goals_have_the_published_shares():
+    """From row 0 of 0...4: itself 0.2 + random 0.3 / 4; future rows by min(Geometric, 3)."""
+    data, rng = chain((1, 2, 3, 4, 5)), np.random.default_rng(0)
+    config = hiql.resolve({"env": "grid-fourrooms", "subgoal_steps": 2, "batch_size": 200_000,
+                           "discount": 0.9, "goal_discount": 0.6})
+    batch = hiql.sample(data, rng, config)
+    goals = batch["value_goals"][batch["observations"][:, 1] == 1, 1]
+    shares = [0.2, 0.5 * 0.4, 0.5 * 0.6 * 0.4, 0.5 * 0.6**2]
+    np.testing.assert_allclose([(goals == column).mean() for column in (1, 2, 3, 4)],
+                               np.array(shares) + 0.3 / 4, atol=0.008)
 
 
 def test_hidden_actions_are_seen_by_nobody():
-    """A quarter of the trajectories keep their actions; value and manager use the others too."""
-    for agent in ("hiql", "gciql", "gcbc"):
-        c = hiql.resolve({"quick": True, "agent": agent, "action_free": 0.75, "batch": 4000,
-                          "p_current": 0.0, "p_future": 0.0, "p_random": 1.0})
-        problem = hiql.prepare(c)
-        data = problem.data
-        shown = np.isin(data.last, np.unique(data.last[problem.labelled]))
-        assert len(np.unique(data.last[problem.labelled])) == round(0.25 * len(data.lengths))
-        hidden = {tuple(x) for x in data.observations[~shown]}
-        data.actions[~shown] = np.nan
-        b = hiql.sample(data, problem.labelled, np.random.default_rng(0), c)
-        assert np.isfinite(b["a"]).all()
-        for name in ("s", "g", "s1", "s_low", "s1_low", "w", "g_low", "g_high"):
-            share = np.mean([tuple(x) in hidden for x in b[name]])
-            uses = agent not in ("gciql", "gcbc") and name in ("s", "g", "s1", "g_high")
-            assert abs(share - 0.75 * uses) < 0.05, (agent, name)
-
-
-def test_bumps_by_hand():
-    """3 exp(-d^2 / (2 (3/4 side)^2)) about each cell's centre, wall or free, beside x."""
-    c = hiql.resolve({"env": "point-giant", "features": "bumps"})
-    env = envs.make(c.env)
-    see = hiql.eyes(c, env)
-    x = np.array([[0, 0], [13.5, 37.25]], np.float32)
-    seen = see(x)
-    assert seen.shape == (2, 2 + 12 * 16) and seen.dtype == np.float32
-    assert (seen[:, :2] == x).all()
-    bumps = seen[:, 2:].reshape(2, 12, 16)
-    assert bumps[0, 1, 1] == 3 and np.argmax(bumps[0]) == 17        # cell (1, 1) lies at (0, 0)
-    np.testing.assert_allclose(bumps[0, 1, 2], 3 * np.exp(-8 / 9), rtol=1e-6)
-    np.testing.assert_allclose(bumps[0, 2, 2], 3 * np.exp(-16 / 9), rtol=1e-6)
-    d = ((env.centre([(10, 4)])[0] - x[1]) ** 2).sum()
-    np.testing.assert_allclose(bumps[1, 10, 4], 3 * np.exp(-d / 18), rtol=1e-5)
-    far = 3 * np.exp(-8 / 9 * np.add.outer((np.arange(12) - 1) ** 2, (np.arange(16) - 1) ** 2))
-    assert ((bumps[0] > 0) == (far > 1e-30)).all() and (bumps[0] == 0).any()    # none subnormal
-    assert hiql.eyes(hiql.resolve({}), env)(x) is x
-
-
-def test_the_way_by_hand():
-    """Three times the displacement near the goal, six long far from it; only when asked for."""
-    s, g = np.array([[1, 2, 7], [1, 2, 7]], np.float32), np.array([[4, 6, 8], [1.01, 2, 8]])
-    for features, way in (("way", True), ("bumps+way", True), ("bumps", False)):
-        seen = hiql.pair(s, g, hiql.resolve({"features": features}))
-        assert seen.shape == (2, 6 + 2 * way) and (seen[:, :6] == np.concatenate([s, g], 1)).all()
-        if way:
-            close(seen[:, 6:], [[18 / 29**0.5, 24 / 29**0.5], [0.03, 0]], 1e-4)
-
-
-@pytest.mark.parametrize("agent", ["hiql", "gciql", "gcbc"])
-def test_networks_see_the_way_in_training_and_in_acting(agent):
-    """Which networks have inputs for it, and that losses and actions depend on these."""
-    c = hiql.resolve({"env": "point-medium", "features": "way", "agent": agent, "quick": True})
-    problem = hiql.prepare(c)
-    params = hiql.init(c, problem.env, problem.data, problem.rngs)
-    batch = hiql.sample(problem.data, problem.labelled, np.random.default_rng(0), c)
-    sizes = {"hiql": {"phi": 6, "value": 12, "target": 12, "high": 6, "low": 12, "flat": 6},
-             "gciql": {"v": 6, "q": 8, "target": 8, "flat": 6}, "gcbc": {"flat": 6}}[agent]
-    assert {name: p["dense0"]["W"].shape[-2] for name, p in params.items()} == sizes
-    losses = {**hiql.LOSSES[agent], **({"flat": hiql.flat_loss} if agent == "hiql" else {})}
-    s, g = batch["s"], batch["g"]
-    seen = np.concatenate([s, g, 6 * (g - s) / np.sqrt(((g - s) ** 2).sum(-1)[:, None] + 4)], -1)
-    close(hiql.actor(params, c, flat=True)(s, g, 0),
-          np.clip(nets.forward(params["flat"], seen), -1, 1), 1e-5)
-    if agent == "hiql":
-        z = nets.forward(params["high"], seen)
-        z *= np.sqrt(10) / np.linalg.norm(z, axis=-1, keepdims=True)
-        mean = nets.forward(params["low"], np.concatenate([s, z], -1))
-        close(hiql.actor(params, c)(s, g, 0), np.clip(mean, -1, 1), 1e-5)
-    for name in set(sizes) - {"value", "low"}:          # these two see it through phi
-        before = [f(params, batch, c)[0] for f in losses.values()]
-        params[name]["dense0"]["W"][..., 4:6, :] += 1
-        assert [f(params, batch, c)[0] for f in losses.values()] != before, name
-
-
-def test_networks_see_bumps_in_training_and_in_acting():
-    changes = {"env": "point-medium", "features": "bumps", "quick": True, "batch": 16}
-    problem = hiql.prepare(hiql.resolve(changes))
-    c, see, data = problem.config, problem.see, problem.data
-    plain = hiql.sample(data, problem.labelled, np.random.default_rng(0), c)
-    batch = hiql.sample(data, problem.labelled, np.random.default_rng(0), c, see)
-    for low, high in (("s_low", "s"), ("s1_low", "s1"), ("g_low", "g_high")):
-        assert (plain[low] == plain[high]).all()        # the same rows: no actions are hidden
-    states = {"s", "s1", "g", "g_high", "w_high", "s_low", "s1_low", "w", "g_low"}
-    for name, x in plain.items():
-        assert (batch[name] == (see(x) if name in states else x)).all(), name
-    params = hiql.init(c, problem.env, data, problem.rngs)
-    assert params["high"]["dense0"]["W"].shape == (2 * 66, 64)
-    act = hiql.actor(params, c, see=see)
-    z = hiql.subgoal(params, batch["s"], batch["g"], c)
-    mean = nets.forward(params["low"], np.concatenate([batch["s"], z], -1))
-    close(act(plain["s"], plain["g"], 0), np.clip(mean, -1, 1))
-    v = hiql.value_constant(params["value"], batch["s"],
-                            hiql.phi_constant(params, batch["s"], batch["g"], c)).mean(0)
-    close(hiql.mean_value(params, plain["s"], plain["g"], c, see), v)
-    w = params["low"]["dense0"]                 # first-layer units bend at states of the data
-    at = w["W"][:66].T @ see(data.observations[data.valid]).T + w["b"][:, None]
-    assert (np.abs(at).min(1) < 1e-3).all()
-
-
-def test_sequential_schedule_trains_the_value_first(tmp_path):
-    """As many updates of the policies as asked for, with their own Adam, evaluated alone."""
-    out = tmp_path / "run"
-    assert hiql_main(*TINY, "--schedule", "sequential", "--policy-steps", 30, "--out", out) == 0
-    assert json.loads((out / "summary.json").read_text())["updates"] == 50
-    assert [row["update"] for row in experiment.read_rows(out / "eval.csv")] == ["30", "40", "50"]
-    rows = experiment.read_rows(out / "train.csv")
-    assert [bool(row["value_loss"]) for row in rows] == [True, False]
-    assert [bool(row["low_loss"]) for row in rows] == [False, True]
-    tree = nets.load_tree(out / "checkpoint.npz")
-    assert tree["optimiser"]["count"] == 30
-    c = hiql.resolve({"quick": True, "schedule": "sequential"})
-    for at in (20, 300):                                # 300: the value is done, no policy begun
-        with pytest.raises(ValueError, match=f"after {at} updates, before its policies began"):
-            hiql.evaluate_checkpoint(hiql.prepare(c), {**tree, "update": np.array(at)})
-    assert [sorted(losses) for losses, _ in hiql.phases(c)] == [["value"], ["flat", "high", "low"]]
-    assert [steps for _, steps in hiql.phases(c)] == [300, 300]
-    joint = hiql.phases(dataclasses.replace(c, schedule="joint"))
-    assert [(sorted(losses), n) for losses, n in joint] == [(["flat", "high", "low", "value"], 300)]
-
-
-def test_nan_stops_the_run_and_names_the_loss(tmp_path, capsys):
-    assert hiql_main(*TINY, "--out", tmp_path / "r", "--lr", 1e30) == 1
-    assert re.search(r"the (value|high|low|flat) loss became nan at update \d", capsys.readouterr()
-                     .err)
-
-
-WRONG = [("--env point-tiny", "invalid choice"), ("--agent sac", "invalid choice"),
-         ("--stepz 5", "did you mean --steps"), ("--steps 0", "--steps must be positive"),
-         ("--steps many", "invalid int"), ("--batch -4", "--batch must be positive"),
-         ("--hidden 64,0", "--hidden"), ("--hidden a", "invalid"), ("--lr -1", "--lr"),
-         ("--lr nan", "--lr"), ("--gamma 1", "--gamma"), ("--gamma 1.5", "--gamma"),
-         ("--expectile 0", "--expectile"), ("--target-rate 2", "--target-rate"),
-         ("--p-current 0.5", "must be 1, not"), ("--p-random -0.1", "--p-random"),
-         ("--k 201", "--k 201 must be below the 200 transitions"),
-         ("--k 0", "--k must be positive"), ("--action-free 1", "hides the actions of all"),
-         ("--agent flat --contrast", "--contrast is for"), ("--seed -1", "--seed"),
-         ("--agent gcbc --flat-alpha 1", "clones behaviour"),
-         ("--agent hgcbc --subgoal phi_g", "wants --subgoal none"),
-         ("--dataset nowhere.npz", "nowhere.npz"), ("--dataset test_all.py", "not an npz file"),
-         ("--resume nowhere", "nowhere"), ("--eval .", "config.json"), ("--jobs 0", "--jobs"),
-         ("--seeds 3-1", "seeds are A-B"), ("--seeds 0-1 --seed 2", "not both"),
-         ("--resume x --steps 5", "give no other"), ("--requery 0", "--requery"),
-         ("--out /dev/null/x", "/dev/null"), ("--rep-dim 1", "--rep-dim"),
-         ("--temperature 1", "--temperature is for"),
-         ("--agent straight --env grid-maze", "is for point mazes"),
-         ("--high-alpha -1", "--high-alpha"),
-         ("--episodes 0", "--episodes")]
-
-
-@pytest.mark.parametrize("words, message", WRONG)
-def test_wrong_input_gets_one_line_and_exit_code_2(words, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    if "test_all" in words:
-        words = words.replace("test_all.py", os.path.join(HERE, "test_all.py"))
-    assert hiql_main(*words.split()) == 2
-    err = capsys.readouterr().err
-    assert message in err and err.count("\n") == 1 and err.startswith("hiql.py: error: ")
-    assert os.listdir(tmp_path) == []
-
-
-def test_broken_checkpoints_are_refused(tmp_path, capsys):
-    out = tmp_path / "run"
-    assert hiql_main(*TINY, "--out", out) == 0
-    size = os.path.getsize(out / "checkpoint.npz")
-    with open(out / "checkpoint.npz", "r+b") as file:
-        file.truncate(size // 2)
-    assert hiql_main("--eval", out) == 2
-    nets.save_tree(out / "checkpoint.npz", {"update": np.array(5), "seconds": np.array(1.0)})
-    assert hiql_main("--eval", out) == 2
-    config = json.loads((out / "config.json").read_text())
-    config["config"]["wrong"] = 1
-    (out / "config.json").write_text(json.dumps(config))
-    assert hiql_main("--eval", out) == 2
-    (out / "config.json").write_text("{")
-    assert hiql_main("--eval", out) == 2
-    err = capsys.readouterr().err
-    assert err.count("hiql.py: error: ") == 4
-
-
-@pytest.mark.parametrize("config", [hiql.Config, hiro.Config])
-def test_every_flag_reaches_the_config(config):
-    p = experiment.parser(config, "")
-    for field in dataclasses.fields(config):
-        choices, default = field.metadata["choices"], field.default
-        value = choices[-1] if choices else (not default) if isinstance(default, bool) else (
-            (7, 5)) if isinstance(default, tuple) else type(default)(3)
-        flag = "--" + field.name.replace("_", "-")
-        words = [flag if value else "--no-" + flag[2:]] if isinstance(value, bool) else [
-            flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-        assert vars(p.parse_args(words)) == {**vars(p.parse_args([])), field.name: value}
-
-
-def test_several_seeds_are_processes_of_their_own(tmp_path):
-    out = tmp_path / "seeds"
-    words = [sys.executable, os.path.join(HERE, "hiql.py"), *map(str, TINY), "--no-contrast",
-             "--seeds", "1-2", "--jobs", "2", "--out", str(out)]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = experiment.read_rows(out / "seeds.csv")
-    assert [row["seed"] for row in rows] == ["1", "2"] and "mean success" in done.stdout
-    one = json.loads((out / "seed1" / "summary.json").read_text())
-    assert float(rows[0]["success_random"]) == pytest.approx(one["success_random"])
-
-
-def test_interquartile_mean_and_interval():
-    mean, low, high = experiment.interval([0, 1, 1, 1, 1, 1, 1, 9])
-    assert mean == 1 and 0 < low < 1 and 1 < high < 4
-    assert experiment.interval([0.5] * 6) == (0.5, 0.5, 0.5)
-    mean, low, high = experiment.interval([0, 0, *[1] * 8])         # two of ten seeds failed
-    assert mean == high == 1 and 0.4 < low < 0.7
-    assert experiment.seed_range("3") == [3] and experiment.seed_range("0-2,7") == [0, 1, 2, 7]
-
-
-def test_tables_of_the_readme_are_those_of_the_results():
-    with open(os.path.join(HERE, "README.md")) as file:
-        text = file.read()
-    assert experiment.report(text) == text, "run python experiment.py report"
-
-
-def test_chain_of_proposition_4_1():
-    """The closed form against known numbers, and against simulated noise in each of its parts."""
-    for T, k, sigma, flat, bound in ((10, 3, 0.3, 0.320, 0.156), (25, 5, 0.2, 0.389, 0.166),
-                                     (50, 7, 0.2, 0.444, 0.322), (100, 10, 0.2, 0.472, 0.482)):
-        formula = [hiql.chain_error(d, sigma) for d in (T, T / k, k)]
-        assert abs(formula[0] - flat) < 6e-4 and abs(formula[1] + formula[2] - bound) < 6e-4
-        seen = hiql.chain_simulation(T, k, sigma, 200_000, np.random.default_rng(T))
-        high, low = formula[1:]
-        for name, p in (("flat", formula[0]), ("either", high + low - high * low),
-                        ("first", high + low - 2 * high * low)):
-            assert abs(seen[name] - p) < 5 * np.sqrt(p * (1 - p) / 200_000), (T, name)
-    k = np.arange(1, 101)                       # the best k is the square root of T
-    for T, sigma in ((25, 0.1), (100, 0.1), (100, 0.3)):
-        high, low = hiql.chain_error(T / k, sigma), hiql.chain_error(k, sigma)
-        assert k[(high + low - 2 * high * low).argmin()] == np.sqrt(T)
-        assert (k[(high + low).argmin()] == np.sqrt(T)) == (sigma < 0.2)    # the bound's is not
-    for sigma, k, useful in ((0.2, 30, True), (0.35, 86, False)):            # the bound's best k
-        bound = [hiql.chain_error(100 / x, sigma) + hiql.chain_error(x, sigma)
-                 for x in range(1, 101)]
-        assert np.argmin(bound) + 1 == k
-        assert (min(bound) < hiql.chain_error(100, sigma)) == useful
-
-
-def test_first_actions_by_hand():
-    """A corridor of seven cells: the noise of one value misleads who compares it, and only him."""
-    env = envs.GridWorld("grid-tiny", "umaze")
-    order = np.argsort(env.distance[np.flatnonzero((env.distance == 6).any(1))[0]])
-    a, b, c, d, e, f, g = order                         # along the corridor
-    v = -env.distance.astype(float)
-    assert all((right == (env.distance > 0)).all() for right in hiql.first_actions(env, v, 2))
-    v[c, g] = -9                                        # seen from b and d on the way to g
-    flat, hierarchy = hiql.first_actions(env, v, 2)
-    wrong = np.argwhere((flat != (env.distance > 0)))
-    assert wrong.tolist() == [[b, g]]                   # d has nothing better behind it
-    assert hierarchy[b, g] and hierarchy[a, g]          # only d, only c is two steps away
-    v = -env.distance.astype(float)
-    v[f, g] = v[e, g] = -9                              # the manager at c sees a and e
-    flat, hierarchy = hiql.first_actions(env, v, 2)
-    assert flat[c, g] and not hierarchy[c, g]
-    v = -env.distance.astype(float)
-    v[d, e] = -9                                        # the worker at c, on the way to e
-    flat, hierarchy = hiql.first_actions(env, v, 2)
-    assert flat[c, g] and not hierarchy[c, g]
-
-
-def test_value_and_action_sufficiency():
-    env = envs.GridWorld("grid-tiny", "umaze")
-    v = -env.distance.astype(float)
-    errors = [np.abs(hiql.factor(v, r) - v).mean() for r in (1, 2, 4, 7)]
-    assert errors == sorted(errors, reverse=True) and errors[0] > 0.1 > 1e-9 > errors[-1]
-    assert np.linalg.matrix_rank(hiql.factor(v, 2)) == 2
-    # from place p of 0..6, goals at p - d and p + d have one value and need two moves
-    unsure, wrong = hiql.value_is_not_action(env)
-    assert unsure == pytest.approx(2 * (1 + 2 + 3 + 2 + 1) / 42) and wrong == unsure / 2
-
-
-def test_shares_of_wrong_first_actions_are_those_of_the_learned_value(monkeypatch):
-    """None by the exact value; by its opposite the flat policy's are all wrong, at any distance."""
-    problem = hiql.prepare(hiql.resolve({"env": "grid-fourrooms", "quick": True}))
-    env = problem.env
-    monkeypatch.setattr(hiql, "evaluate", lambda *_: (
-        {"success": 0, "success_random": 0, "success_per_task": []}, None))
-    for sign, flat in ((-1, 0), (1, 1)):
-        monkeypatch.setattr(hiql, "mean_value", lambda params, s, g, c: sign * env.distance[
-            env.number(s), env.number(g)])
-        seen, _ = hiql.evaluate_all(problem, {"value": {}}, 0)
-        assert seen["wrong_first_flat"] == flat
-        assert seen["wrong_flat_by_distance"] == [flat] * env.distance.max()
-        if sign == -1:
-            assert seen["wrong_first_hierarchy"] == 0 == max(seen["wrong_hierarchy_by_distance"])
-
-    def short_sighted(params, s, g, c):                 # right up to three steps away
-        d = env.distance[env.number(s), env.number(g)]
-        return np.where(d <= 3, -d, d)
-
-    monkeypatch.setattr(hiql, "mean_value", short_sighted)
-    seen, _ = hiql.evaluate_all(problem, {"value": {}}, 0)
-    wrong = seen["wrong_flat_by_distance"]
-    assert wrong[:2] == [0, 0] and wrong[4:] == [1] * (env.distance.max() - 4)
-    assert seen["wrong_first_flat"] == 1                # of the far pairs alone
-
-
-def test_theory_prints_and_keeps_its_numbers_and_takes_no_other_flag(tmp_path, monkeypatch,
-                                                                      capsys):
-    monkeypatch.chdir(tmp_path)
-    for wrong, words in ((("--k", 3), "takes --seed and --out alone, not --k"),
-                         (("--seed", -1), "--seed must be at least 0, not -1")):
-        assert hiql_main("--theory", *wrong) == 2
-        assert words in capsys.readouterr().err
-    assert not os.listdir(tmp_path)
-    monkeypatch.setattr(hiql, "draw_theory", lambda path: open(path, "w").close())
-    assert not hiql_main("--theory") and os.listdir(tmp_path) == ["theory.png"]
-    assert "bound 0.482, manager or worker errs 0.42" in capsys.readouterr().out
-    assert not hiql_main("--theory", "--seed", 7, "--out", "a")
-    assert sorted(os.listdir("a")) == ["config.json", "summary.json"]
-    seen = experiment.read_json("a/summary.json")
-    assert seen["seed"] == 7 and seen["chain_bound"] == pytest.approx(0.482, abs=5e-4)
-    for name, share in (("chain_flat", 0.472), ("chain_either", 0.424), ("chain_first", 0.366)):
-        assert abs(seen[name] - share) < 2e-3               # the known shares, T 100
-    assert seen["maze_hierarchy_0.1"] < 0.06 < 0.2 < seen["maze_flat_0.1"] < 0.28
-    assert seen["wrong_at_rank_48"] == 0 < seen["wrong_at_rank_8"] < seen["wrong_at_rank_3"]
-    assert not hiql_main("--theory", "--seed", 8, "--out", "b")
-    other = experiment.read_json("b/summary.json")
-    assert seen["chain_first"] != other["chain_first"] and seen["chain_bound"] == other[
-        "chain_bound"]
-    for out, words in (("a", "a already holds a run"), ("theory.png", "theory.png")):
-        assert hiql_main("--theory", "--out", out) == 2
-        assert words in capsys.readouterr().err
-
-
-def test_theory_is_drawn(monkeypatch):
-    """Formula and simulation over the distance, and the errors over the rank of the value."""
-    figures = []
-    monkeypatch.setattr(envs, "save_figure", lambda figure, path: figures.append(figure))
-    hiql.draw_theory("", n=4000)
-    axes = figures[0].axes
-    formula, bound, *simulated = [line for line in axes[2].lines if len(line.get_xdata()) > 2]
-    sigma = np.array(formula.get_xdata())
-    close(formula.get_ydata(), hiql.chain_error(100, sigma))
-    close(bound.get_ydata(), 2 * hiql.chain_error(10, sigma))
-    assert [len(line.get_xdata()) for line in simulated] == [8, 8, 8]
-    assert np.abs(simulated[0].get_ydata() - formula.get_ydata()).max() < 0.04
-    assert (simulated[1].get_ydata() <= bound.get_ydata() + 0.04).all()
-    flat, hierarchy = (line.get_ydata() for line in axes[3].lines)
-    assert len(flat) == len(hierarchy) > 20 and flat[10:20].mean() > 3 * hierarchy[10:20].mean()
-    value, action, unsure, wrong = (line.get_ydata() for line in axes[5].lines)
-    assert value[-1] < 1e-6 and action[-1] == 0 and (np.diff(value) < 1e-12).all()
-    assert unsure[0] > 0.4 > 0.2 > wrong[0] > 0.1
-
-
-def test_an_experiment_spread_over_processes_is_gathered(tmp_path, monkeypatch):
-    """xargs runs a seed per process; gathering adds what is missing, and nothing twice."""
-    monkeypatch.setattr(experiment, "HERE", str(tmp_path))
-    for name in ("experiment.py", "nets.py", "envs.py", "hiql.py"):
-        os.symlink(os.path.join(HERE, name), tmp_path / name)
-    words = "--quick --env grid-fourrooms --no-contrast --steps 20 --eval-every 20 --episodes 1"
-    (tmp_path / "experiments.ini").write_text(
-        f"[a]\ntitle = T\nseeds = 0-1\ncolumns = success\nx = hiql.py {words}\n"
-        f"[b]\ntitle = T\nseeds = 0-1\ncolumns = success\nx = hiql.py {words} --k 2\n")
-    code = f"import experiment; experiment.HERE = {str(tmp_path)!r}; experiment._program()"
-    done = subprocess.run(
-        f"printf '0\\n1\\n' | xargs -P 2 -I N {sys.executable} -c \"{code}\" run a --seed N "
-        "--out o", shell=True, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert {f for f in os.listdir(tmp_path / "o")} == {
-        "a_seed0.csv", "a_seed0.json", "a_seed1.csv", "a_seed1.json", "runs"}
-    assert experiment.gather(tmp_path / "o") == 2 and experiment.gather(tmp_path / "o") == 0
-    rows = experiment.read_rows(tmp_path / "results" / "a.csv")
-    assert [(row["row"], row["seed"]) for row in rows] == [("x", "0"), ("x", "1")]
-    config = experiment.read_json(tmp_path / "results" / "a.json")["x"]
-    assert config["steps"] == 20 and config["k"] == 5 and "seed" not in config
-    minutes, done, total = experiment.cost("a")
-    seconds = [float(row["train_seconds"]) for row in rows]
-    assert minutes == pytest.approx(sum(seconds) / 60) and (done, total) == (2, 2)
-    assert experiment.cost("b") == (0, 0, 2)
-    (tmp_path / "o" / "a_seed0.csv").unlink()           # ended, but not recorded: not run again
-    with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "Popen", None)
-        assert experiment.run_experiment("a", 1, 0, str(tmp_path / "o")) == []
-    assert experiment.read_rows(tmp_path / "o" / "a_seed0.csv")[0] == rows[0]
-    with pytest.raises(ValueError, match="b:x: no such row"):
-        experiment.compare("a:x", "b:x")
-    other = tmp_path / "other"
-    other.mkdir()
-    experiment.write_rows(tmp_path / "results" / "a.csv", rows[:1])
-    experiment.write_rows(other / "a_seed1.csv", rows[1:])
-    experiment.write_json(other / "a_seed1.json", {"x": {**config, "k": 2}})
-    with pytest.raises(ValueError, match="a run of 'x' with k 2 instead of 5; remove it"):
-        experiment.gather(other)
-    with pytest.raises(ValueError, match="seed 5 is not one of a's: 0 1"):
-        experiment.run_experiment("a", 1, 5, str(tmp_path / "o"))
-    with pytest.raises(ValueError, match="holds no NAME_seedN.csv"):
-        experiment.gather(tmp_path)
-    (tmp_path / "o" / "z_seed0.csv").write_text("row,seed\n")
-    with pytest.raises(ValueError, match="no experiment z; known: a, b"):
-        experiment.gather(tmp_path / "o")
-
-
-def test_difference_of_two_experiments(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "HERE", str(tmp_path))
-    (tmp_path / "experiments.ini").write_text("".join(
-        f"[{name}]\ntitle = T\nseeds = 0-3\ncolumns = success per_task peak_mb\n"
-        f"x = hiql.py\n{more}" for name, more in (("a", "only = hiql.py\n"), ("b", ""))))
-    (tmp_path / "results").mkdir()
-    for name, scores in (("a", (0.9, 0.7, 0.8, 1.0)), ("b", (0.5, 0.6, 0.6, 0.7))):
-        experiment.write_rows(tmp_path / "results" / f"{name}.csv", [
-            {"row": "x", "seed": i, "success": x, "per_task": [x, x], "flat_success": x / 2,
-             "peak_mb": 250 + i, "train_seconds": 60} for i, x in enumerate(scores)])
-    (line,) = experiment.compare("a:x", "b:x")
-    assert line.startswith("success: 0.850 (4 seeds) - 0.600 (4 seeds) = +0.250 [+0.1")
-    low, high = map(float, re.search(r"\[(.*), (.*)\]", line).groups())
-    assert 0.1 <= low < 0.2 and 0.3 < high <= 0.45
-    assert "= +0.000 [-" in experiment.compare("a:x", "a:x")[0]
-    (line,) = experiment.compare("a:x", "a:x:flat")
-    assert "0.850 (4 seeds) - 0.425 (4 seeds) = +0.425 [" in line
-    for wrong in ("a:x:flatter", "a:only", "a", "c:x"):
-        with pytest.raises(ValueError, match=f"{wrong}: no such row in results/"):
-            experiment.compare(wrong, "a:x")
-
-
-def test_the_readme_names_what_exists():
-    """Functions, tests, deviations and pictures; and it has a table for each experiment."""
-    with open(os.path.join(HERE, "README.md")) as file:
-        text = file.read()
-    for module, name in re.findall(r"`(hiql|hiro|envs|nets|experiment)\.(\w+)[`(]", text):
-        assert name == "py" or hasattr(globals()[module], name), name
-    for name in re.findall(r"`(test_\w+)`", text):
-        assert name == "test_all" or name in globals(), name
-    for picture in re.findall(r"\]\((pictures/.+?)\)", text):
-        assert os.path.exists(os.path.join(HERE, picture)), picture
-    for tag in re.findall(r"\b[DE]\d+\b", text):
-        assert f"\n {tag} " in (hiql if tag[0] == "D" else hiro).__doc__, tag
-    assert set(re.findall("<!-- table (.+?) -->", text)) == set(experiment.experiments())
-
-
-def test_results_are_those_of_the_command_lines():
-    """Each committed row belongs to a row of experiments.ini, to one of its seeds, and to the
-    configuration its command line means today; options it does not know are at their defaults."""
-    for name, one in experiment.experiments().items():
-        path = os.path.join(HERE, "results", name)
-        assert {k.removesuffix(" seeds") for k in one["seeds"] if k.endswith(" seeds")} | set(
-            one["published"]) <= set(one["rows"])
-        if not os.path.exists(f"{path}.csv"):
-            continue
-        rows, configs = experiment.read_rows(f"{path}.csv"), experiment.read_json(f"{path}.json")
-        assert {row["row"] for row in rows} == set(configs)
-        assert len({(row["row"], row["seed"]) for row in rows}) == len(rows)
-        for row in rows:
-            assert int(row["seed"]) in one["seeds"][row["row"]], (name, row["row"])
-        for row, config in configs.items():
-            program, *words = shlex.split(one["rows"][row])
-            if "--theory" in words:
-                continue
-            module = {"hiql.py": hiql, "hiro.py": hiro}[program]
-            given = experiment.parser(module.Config, "").parse_args(words)
-            meant = json.loads(json.dumps(dataclasses.asdict(module.resolve(vars(given)))))
-            meant.pop("seed")
-            later = {x: meant.pop(x) for x in set(meant) - set(config)}     # options new since
-            assert config == meant, (name, row)
-            assert all(x == getattr(module.Config, option) for option, x in later.items())
-
-
-def test_cost_of_an_experiment(tmp_path, monkeypatch):
-    """Missing seeds cost what their row's others did, rows without any what all rows did."""
-    monkeypatch.setattr(experiment, "HERE", str(tmp_path))
-    (tmp_path / "experiments.ini").write_text(
-        "[a]\ntitle = T\nseeds = 0-3\ncolumns = success\np = hiql.py\nq = hiql.py\n"
-        "q seeds = 0-1\nr = hiql.py\n")
-    (tmp_path / "results").mkdir()
-    experiment.write_rows(tmp_path / "results" / "a.csv", [
-        {"row": row, "seed": seed, "train_seconds": seconds}
-        for row, seed, seconds in (("p", 0, 60), ("p", 1, 120), ("q", 0, 240))])
-    minutes, done, total = experiment.cost("a")
-    assert (done, total) == (3, 10) and minutes == pytest.approx(4 * 1.5 + 2 * 4 + 4 * 7 / 3)
-
-
-def test_damaged_results_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiment, "HERE", str(tmp_path))
-    (tmp_path / "experiments.ini").write_text(
-        "[a]\ntitle = T\nseeds = 0-1\ncolumns = success\nx = hiql.py\n")
-    (tmp_path / "results").mkdir()
-    for text, words in (("row,seed,success\nx,0\n", "line 2 has not as many cells"),
-                        ("row,seed,success\nx,0,1\nx,1,1,7\n", "line 3 has not as many cells"),
-                        ("row,seed,success\nx,0,1\nx,1,1\nx,1,0\n", "two lines for 'x', seed 1")):
-        (tmp_path / "results" / "a.csv").write_text(text)
-        with pytest.raises(ValueError, match=words):
-            experiment.table("a")
-    (tmp_path / "results" / "a.csv").unlink()
-    run = tmp_path / "runs" / "a" / "x_seed1"           # left there by another command
-    run.mkdir(parents=True)
-    experiment.write_json(run / "config.json", {"config": {}, "argv": ["--k=3", "--seed=1"]})
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="x_seed1 holds a run of another command than 'hiql.py'"):
-        experiment.run_experiment("a", 1)
-    shutil.rmtree(run)
-
-    def processes(runs, jobs, done):                    # while another adds a row
-        experiment.record("a", [{"row": "x", "seed": 0}], {"x": {}})
-        os.makedirs(runs["x seed 1"][1])
-        experiment.write_json(os.path.join(runs["x seed 1"][1], "config.json"), {"config": {}})
-        done("x seed 1", {"seed": 1, "curve": [None, 0.5]})
-
-    monkeypatch.setattr(experiment, "run_processes", processes)
-    experiment.run_experiment("a", 1)
-    assert (tmp_path / "results" / "a.csv").read_text() == "row,seed,curve\nx,0,\nx,1,nan 0.5\n"
-    (tmp_path / "results" / "a.csv").unlink()
-    monkeypatch.setattr(sys, "argv", ["experiment.py", "run", "a", "--seed", "0", "--out", ""])
-    with pytest.raises(SystemExit):
-        experiment._program()
-    assert "--seed and --out DIR go together" in capsys.readouterr().err
-    spread = tmp_path / "spread"
-    spread.mkdir()
-    for text, words in (("row,seed\nx,7\n", "row 'x' with seed 7 is not of experiment a"),
-                        ("row,seed\ny,1\n", "row 'y' with seed 1 is not of experiment a"),
-                        ("row,seed\nx,1\n", "a_seed1.json lacks the configuration of 'x'")):
-        (spread / "a_seed1.csv").write_text(text)
-        with pytest.raises(ValueError, match=words):
-            experiment.gather(spread)
-
-
-def test_processes_end_with_the_one_that_began_them(tmp_path):
-    """A failure while others run: they are interrupted, and waited for."""
-    code = ("import signal, sys, time\n"
-            "signal.signal(signal.SIGINT, lambda *_: (open(sys.argv[2] + '/saved', 'w'), "
-            "sys.exit(130)))\nopen(sys.argv[2] + '/begun', 'w')\ntime.sleep(60)\n")
-    (tmp_path / "long.py").write_text(code)
-    (tmp_path / "short.py").write_text(
-        "import os, sys, time\nwhile not os.path.exists(sys.argv[2] + '/../long/begun'):\n"
-        "    time.sleep(0.05)\nopen(sys.argv[2] + '/summary.json', 'w').write('{}')\n")
-    for name in ("long", "short"):
-        (tmp_path / name).mkdir()
-
-    def done(name, summary):
-        raise ValueError("it does not fit")
-
-    with pytest.raises(ValueError, match="it does not fit"):
-        experiment.run_processes({name: ([str(tmp_path / f"{name}.py")], str(tmp_path / name))
-                                  for name in ("long", "short")}, 2, done)
-    assert os.path.exists(tmp_path / "long" / "saved")
-
-
-def test_a_wrong_line_of_experiments_is_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiment, "HERE", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["experiment.py", "--list"])
-    for text, words in (("[a]\ntitle = T\nseeds = 0\n", "section a has no line columns = ..."),
-                        ("title = T\n", "cannot be read"), ("[a]\n[a]\n", "'a' already exists"),
-                        ("[a]\ntitle = T\nseeds = 3-1\ncolumns = x\n", "not '3-1'"),
-                        ("[a]\ntitle = T\nseeds = 0\ncolumns = x\nbeside = a:y\nx = hiql.py\n",
-                         "a has 'a:y' beside it")):
-        (tmp_path / "experiments.ini").write_text(text)
-        with pytest.raises(SystemExit) as stop:
-            experiment._program()
-        said = capsys.readouterr().err
-        assert stop.value.code == 2 and words in said and said.count("\n") == 1
-
-
-def test_picture_of_an_experiment(tmp_path, monkeypatch):
-    """A panel for each list that a row has, each seed a line under the mean, over its steps; one
-    for a number, with the seeds of all rows, those beside it first, and their interval."""
-    monkeypatch.setattr(experiment, "HERE", str(tmp_path))
-    (tmp_path / "experiments.ini").write_text(
-        "[a]\ntitle = T\nseeds = 0-1\ncolumns = success\npicture = success x_curve y\n"
-        "beside = 'b:r s'\np = hiro.py\nq = hiro.py\n"
-        "[b]\ntitle = T\nseeds = 0\ncolumns = success\nr s = hiro.py\nt = hiro.py\n")
-    (tmp_path / "results").mkdir()
-    (tmp_path / "pictures").mkdir()
-    experiment.write_rows(tmp_path / "results" / "b.csv", [
-        {"row": "r s", "seed": 0, "success": 0.5}, {"row": "t", "seed": 0, "success": 1}])
-    experiment.write_rows(tmp_path / "results" / "a.csv", [
-        {"row": "p", "seed": 1, "success": 1, "env_steps": 40, "x_curve": [1, 1], "y": [5, 4, 3]},
-        {"row": "p", "seed": 0, "success": 0, "env_steps": 40, "x_curve": [0, 1], "y": [3, 2, 1]},
-        {"row": "q", "seed": 0, "env_steps": 40, "y": [1, 1, 1]}])
-    drawn = {}
-    monkeypatch.setattr(experiment, "save_figure", lambda f, path: drawn.update({path: f}))
-    experiment.draw_experiment("a")
-    ((path, figure),) = drawn.items()
-    assert path == str(tmp_path / "pictures" / "a.png")
-    lines = [[line.get_xydata().T.tolist() for line in ax.lines] for ax in figure.axes]
-    dots = [line[:2] for line in lines.pop(0) if len(set(line[1])) == 1 and line[1][0] % 1 == 0]
-    assert dots == [[[0.5], [0]], [[0, 1], [-1, -1]]]
-    assert [x.get_text() for x in figure.axes[0].get_yticklabels()] == ["r s (b) (1)", "p (2)"]
-    (_, high), (_, both) = (bar.get_segments()[0] for bar in figure.axes[0].collections)
-    assert tuple(high) == (0.5, -0.25) and tuple(both) == (1, -1.25)
-    assert lines == [[[[20, 40], [0, 1]], [[20, 40], [1, 1]], [[20, 40], [0.5, 1]]],
-                     [[[1, 2, 3], [3, 2, 1]], [[1, 2, 3], [5, 4, 3]], [[1, 2, 3], [4, 3, 2]]],
-                     [[[1, 2, 3], [1, 1, 1]]] * 2]
-
-
-def test_report_renews_what_stands_between_its_marks(monkeypatch):
-    monkeypatch.setattr(experiment, "table", lambda name: f"the table of {name}")
-    monkeypatch.setattr(experiment, "experiments", lambda: {"x": {}})
-    monkeypatch.setattr(experiment, "compare", lambda one, other: [f"{one} less {other}"])
-    old = ("a\n<!-- table x -->\nold\n<!-- end -->\nb\n"
-           "<!-- compare x:p, q - y:p -->\nold\nold\n<!-- end -->\nc\n")
-    new = experiment.report(old)
-    assert new == ("a\n<!-- table x -->\nthe table of x\n<!-- end -->\nb\n"
-                   "<!-- compare x:p, q - y:p -->\n"
-                   "    python experiment.py compare 'x:p, q' y:p\n"
-                   "    x:p, q less y:p\n<!-- end -->\nc\n")
-    with pytest.raises(ValueError, match="wants a table of z, which is no experiment"):
-        experiment.report("<!-- table z -->\n<!-- end -->")
-
-
-def test_table_by_hand(tmp_path, monkeypatch):
-    """Interquartile mean, missing seeds, a mean for each task, plain mean and published value."""
-    monkeypatch.setattr(experiment, "HERE", str(tmp_path))
-    (tmp_path / "experiments.ini").write_text(
-        "[a]\ntitle = T\nseeds = 0-3\ncolumns = success success_per_task first\n"
-        "x = hiql.py\ny = hiql.py --env z\ny seeds = 0-2\nx published = 0.79\nno: ne = hiql.py\n")
-    assert experiment.experiments()["a"]["rows"] == {
-        "x": "hiql.py", "y": "hiql.py --env z", "no: ne": "hiql.py"}
-    rows = [("x", 1, 60, 0.5, [1, 0], ""), ("x", 0, 60, 0.25, [0.5, 0], 30),
-            ("x", 2, 60, 0.75, [1, 0.5], ""), ("x", 3, 180, 0.9, [0.9, 0.9], 10),
-            ("y", 0, 6, 0.5, [1, 1], ""), ("y", 1, 6, 1, [1, 1], "")]
-    (tmp_path / "results").mkdir()
-    experiment.write_rows(tmp_path / "results" / "a.csv", [
-        dict(zip(("row", "seed", "train_seconds", "success", "success_per_task", "first"), r))
-        for r in rows])
-    lines = experiment.table("a").split("\n")
-    assert lines[2] == ("| row | success | success per task: mean | first | success, each seed "
-                        "| seeds | minutes | mean | published |")
-    low, high = experiment.interval([0.25, 0.5, 0.75, 0.9])[1:]
-    assert 0.25 <= low < 0.5 and 0.75 < high <= 0.9
-    assert lines[4] == (f"| x | 0.625 [{low:.3g}, {high:.3g}] | 0.85 0.35 | 20 (10 to 30) (2 of "
-                        "4 seeds) | 0.25 0.50 0.75 0.90 | 4 | 1.5 | 0.600 | 0.79 |")
-    assert lines[5] == ("| y | 0.75 (0.5 to 1) | 1.00 1.00 |  | 0.50 1.00 | 2 of 3 | 0.1 | 0.750 "
-                        "|  |")
-    assert lines[6:] == ["", "Seeds 0 1 2 3; `results/a.csv`, by `python experiment.py run a`."]
-    with open(tmp_path / "experiments.ini", "a") as file:
-        file.write("[b]\ntitle = T\nseeds = 5\ncolumns = success\nbeside = a:y b:x:flat\n"
-                   "x = hiql.py\n")
-    experiment.write_rows(tmp_path / "results" / "b.csv", [
-        {"row": "x", "seed": 5, "train_seconds": 0, "success": 0, "flat_success": 0.5}])
-    assert experiment.table("b").split("\n")[4:] == [
-        "| y (`a`) | 0.75 (0.5 to 1) | 0.50 1.00 | 2 of 3 | 0.1 |",
-        "| flat | 0.5 | 0.50 | 1 | 0.0 |", "| x | 0 | 0.00 | 1 | 0.0 |", "",
-        "Seeds 5; `results/b.csv`, by `python experiment.py run b`."]
-    with open(tmp_path / "experiments.ini", "a") as file:       # one row: a line for each column
-        file.write("[c]\ntitle = T\nseeds = 5\ncolumns = a b c d e\nx = hiql.py\n")
-    experiment.write_rows(tmp_path / "results" / "c.csv", [
-        {"row": "x", "seed": 5, "train_seconds": 60, **dict(zip("abcde", range(5)))}])
-    assert experiment.table("c").split("\n")[2:-2] == [
-        "| row | x |", "| --- | --- |", *(f"| {c} | {i} |" for i, c in enumerate(
-            "abcde")), "| a, each seed | 0.00 |", "| seeds | 1 |", "| minutes | 1.0 |"]
-
-
-@pytest.mark.parametrize("name, letter", [("hiql.py", "D"), ("hiro.py", "E")])
-def test_every_deviation_is_documented_and_tagged(name, letter):
-    with open(os.path.join(HERE, name)) as file:
-        doc, code = file.read().split('"""', 2)[1:]
-    listed = set(re.findall(rf"^ ({letter}\d+) ", doc, re.M))
-    assert listed == set(re.findall(rf"\b({letter}\d+)\]", code)) == {
-        f"{letter}{i + 1}" for i in range(len(listed))}
-
-
-# ---------------------------------------------------------------------------------------- hiro
+    """A quarter of the trajectories keep their actions; value and high-level policy use the
+    others too."""
+    config = hiql.resolve({"quick": True, "action_free": 0.75, "batch_size": 4000,
+                           "value_p_curgoal": 0.0, "value_p_trajgoal": 0.0})
+    data = hiql.prepare(config).data
+    shown = np.isin(data.last, np.unique(data.last[data.labelled]))
+    assert len(np.unique(data.last[data.labelled])) == round(0.25 * len(data.lengths))
+    hidden = {tuple(x) for x in data.observations[~shown]}
+    data.actions[~shown] = np.nan
+    batch = hiql.sample(data, np.random.default_rng(0), config)
+    assert np.isfinite(batch["actions"]).all()
+    uses = {"observations": True, "next_observations": True, "value_goals": True,
+            "high_actor_goals": True, "high_actor_targets": True, "low_actor_observations": False,
+            "low_actor_next_observations": False, "low_actor_goals": False,
+            "flat_actor_goals": False}
+    assert set(uses) == set(batch) - {"actions", "rewards", "masks"}
+    for name, use in uses.items():
+        share = np.mean([tuple(x) in hidden for x in batch[name]])
+        assert abs(share - 0.75 * use) < 0.05, name
+
+
+# ------------------------------------------------------------------- hiql: golden update
+
+NETWORKS = {"goal_rep": "phi", "value": "value", "target_value": "target/value",
+            "low_actor": "low", "high_actor": "high"}
+
+
+def golden():
+    """The golden file, its config and batch as ours, and tree(prefix): arrays by our names."""
+    with np.load(GOLDEN, allow_pickle=False) as file:
+        z = {name: file[name] for name in file.files}
+
+    def tree(prefix):
+        flat = {}
+        for path, x in z.items():
+            if path.startswith(prefix + "/"):
+                net, *_, layer, leaf = path[len(prefix) + 1:].split("/")
+                if layer == "mean_net":             # OGBench's name for an actor's last Dense
+                    body = f"{prefix}/{net}/actor_net/Dense_"
+                    layer = f"Dense_{sum(p.startswith(body) and 'kernel' in p for p in z)}"
+                norm = layer.startswith("LayerNorm")
+                leaf = {"kernel": "W", "bias": "shift" if norm else "b", "scale": "scale"}[leaf]
+                layer = ("norm" if norm else "dense") + layer.split("_")[1]
+                flat[f"{NETWORKS[net]}/{layer}/{leaf}"] = x.copy()
+        return unflatten(flat)
+
+    given = {name: float(z[f"config/{name}"]) for name in (
+        "lr", "discount", "expectile", "tau", "high_alpha", "low_alpha")}
+    config = dataclasses.replace(hiql.resolve({}), steps=10, lr_decay=False, **given)
+    batch = {name: z[f"batch/{name}"] for name in (
+        "observations", "next_observations", "actions", "value_goals", "rewards", "masks",
+        "low_actor_goals", "high_actor_goals", "high_actor_targets")}
+    batch["low_actor_observations"] = batch["observations"]
+    batch["low_actor_next_observations"] = batch["next_observations"]
+    return z, config, batch, tree
+
+
+def test_golden_losses_gradients_and_intermediate_values():
+    z, config, batch, tree = golden()
+    params, theirs = tree("init"), flatten(tree("grad"))
+    forms = {"value": {"v": "v", "target": "v_target", "target_next": "next_v_target",
+                       "adv": "adv", "phi": "phi_value_goals", "q": "q"},
+             "low_actor": {"phi": "phi_low_goals", "adv": "low_adv", "weight": "low_weight",
+                           "mean": "low_mean", "log_prob": "low_log_prob"},
+             "high_actor": {"target": "phi_high_targets", "adv": "high_adv",
+                            "weight": "high_weight", "mean": "high_mean",
+                            "log_prob": "high_log_prob"}}
+    seen = set()
+    for name, loss in zip(forms, (hiql.value_loss, hiql.low_loss, hiql.high_loss)):
+        value, grads, info = loss(params, batch, config)
+        close(value, z[f"loss/{name}"])
+        for ours, other in forms[name].items():
+            close(info[ours], z[f"fwd/{other}"])
+        for path, g in flatten(grads).items():
+            close(g, theirs[path])
+            seen.add(path)
+    assert seen == {path for path in theirs if not path.startswith("target")}
+    pairs = {"low": ("observations", "next_observations", "low_actor_goals"),
+             "high": ("observations", "high_actor_targets", "high_actor_goals")}
+    for name, (s, s2, g) in pairs.items():
+        for key, x in (("v", s), ("nv", s2)):
+            rep = hiql.phi(params, batch[x], batch[g], config)[0]
+            v = hiql.value(params["value"], batch[x], rep)[0].mean(0)
+            close(v, z[f"fwd/{name}_{key}"])
+
+
+def test_golden_evaluation_action():
+    z, config, batch, tree = golden()
+    act = hiql.hierarchical_actor(tree("init"), config, None)
+    close(act(batch["observations"], batch["high_actor_goals"], 0), z["fwd/eval_action"])
+
+
+def test_golden_parameters_after_ten_updates(monkeypatch):
+    z, config, batch, tree = golden()
+    betas = [inspect.signature(nets.adam).parameters[x].default for x in ("b1", "b2", "eps")]
+    assert betas == z["config/adam_b1_b2_eps"].tolist()
+    monkeypatch.setattr(hiql, "sample", lambda data, rng, config: batch)
+    problem = SimpleNamespace(config=config, data=None, losses=hiql.LOSSES)
+    agent = {"params": tree("init"), "update": np.zeros((), int)}
+    for i, (losses, whole) in enumerate(hiql.learn(problem, agent, None)):
+        assert whole and agent["update"] == i + 1
+        for name, theirs in (("value", "value"), ("low", "low_actor"), ("high", "high_actor")):
+            close(losses[f"{name}_loss"], z[f"loss_curve/{theirs}"][i])
+        if i + 1 in (1, 10):
+            ours = flatten(agent["params"])
+            for path, x in flatten(tree(f"params{i + 1}")).items():
+                assert np.abs(ours[path] - x).max() < 1e-8, (i + 1, path)
+            for moment in ("m", "v"):
+                ours = flatten(agent["optimiser"][moment])
+                for path, x in flatten(tree(f"adam{i + 1}_{moment}")).items():
+                    if not path.startswith("target"):
+                        close(ours[path], x, 1e-8)
+    assert i == 9
+
+
+# ------------------------------------------------------------------------------- hiql: losses
+
+
+def toy(program=hiql, discrete=False, seed=0, **changes):
+    """A small float64 problem of hiql or lab.baselines: config, parameters (perturbed, so that
+    target and value differ), random batch with one success at least."""
+    config = program.resolve({"env": "grid-fourrooms" if discrete else "point-medium",
+                              "hidden_dims": (6, 5), "rep_dim": 3, "batch_size": 7, **changes})
+    rng = np.random.default_rng(seed)
+    env = envs.make(config.env)
+    data = envs.collect(env, rng, episodes=3, rows=30)
+    params = program.init_params(config, env, data, generators(seed, "init", "flat"))
+    params = tree_map(lambda w: w + 0.2 * rng.normal(size=w.shape), params)
+    batch = hiql.sample(data, rng, config)
+    batch = {k: x.astype(float) if x.dtype == np.float32 else x for k, x in batch.items()}
+    batch["masks"][0], batch["rewards"][0] = 0, 0
+    return config, params, batch
+
+
+def test_value_loss_by_hand():
+    """One state, numbers chosen: per-head targets, minimum in the weight only, both signs of A."""
+    config, params, batch = toy(discount=0.5, expectile=0.9)
+    one = {k: x[:1] for k, x in batch.items()}
+    for tree, x in ((params, [-1.0, -2.0]), (params["target"], [-1.0, -3.0])):  # constant heads
+        tree["value"] = tree_map(np.zeros_like, tree["value"])
+        tree["value"]["dense2"]["b"][:, 0] = x
+    target = params["target"]["value"]["dense2"]["b"][:, 0]
+    one["rewards"], one["masks"] = np.array([-1.0]), np.array([1.0])
+    # q = -1 + 0.5 T = (-1.5, -2.5); A = -1 + 0.5 (-3) - (-2) < 0 (with the mean it would be 0)
+    loss, grads, _ = hiql.value_loss(params, one, config)
+    assert loss == pytest.approx(0.1 * (0.5**2 + 0.5**2))
+    np.testing.assert_allclose(grads["value"]["dense2"]["b"][:, 0], [0.1, 0.1])
+    target[:] = -4                                      # q = -3, A = -3 - (-4) > 0
+    assert hiql.value_loss(params, one, config)[0] == pytest.approx(0.9 * (2**2 + 1**2))
+    one["rewards"], one["masks"] = np.array([0.0]), np.array([0.0])     # success: q = 0, A = 4
+    assert hiql.value_loss(params, one, config)[0] == pytest.approx(0.9 * (1 + 4))
+    target[:] = 0                                       # A = 0 exactly counts as positive
+    assert hiql.value_loss(params, one, config)[0] == pytest.approx(0.9 * (1 + 4))
+
+
+def test_policy_losses_by_hand():
+    """Weights exp(alpha A) clipped at 100, A from the right states and the learned heads."""
+    np.testing.assert_allclose(hiql.awr_weight(3.0, np.array([0.0, 1.0, 1.6, 1e4, -1e4])),
+                               [1, np.exp(3), 100, 100, 0])
+    config, params, batch = toy(high_alpha=0.7, low_alpha=1.3, flat_alpha=0.4)
+
+    def mean_value(s, g):
+        z = hiql.phi(params, s, g, config)[0]
+        return hiql.value(params["value"], s, z)[0].mean(0)
+
+    def awr(alpha, adv, log_prob):
+        return pytest.approx(-(np.minimum(np.exp(alpha * adv), 100) * log_prob).mean(), rel=1e-12)
+
+    s, s1, w, a = (batch[k] for k in ("low_actor_observations", "low_actor_next_observations",
+                                      "low_actor_goals", "actions"))
+    adv = mean_value(s1, w) - mean_value(s, w)
+    mean = mlp(params["low"], np.concatenate([s, hiql.phi(params, s, w, config)[0]], 1))[0]
+    log_prob = -0.5 * ((a - mean) ** 2).sum(1) - np.log(2 * np.pi)
+    assert hiql.low_loss(params, batch, config)[0] == awr(1.3, adv, log_prob)
+    g = batch["flat_actor_goals"]
+    adv = mean_value(s1, g) - mean_value(s, g)
+    mean = mlp(params["flat"], np.concatenate([s, g], 1))[0]
+    log_prob = -0.5 * ((a - mean) ** 2).sum(1) - np.log(2 * np.pi)
+    assert hiql.flat_loss(params, batch, config)[0] == awr(0.4, adv, log_prob)
+    s, w, g = (batch[k] for k in ("observations", "high_actor_targets", "high_actor_goals"))
+    adv = mean_value(w, g) - mean_value(s, g)
+    mean = mlp(params["high"], np.concatenate([s, g], 1))[0]
+    z = hiql.phi(params, s, w, config)[0]
+    log_prob = -0.5 * ((z - mean) ** 2).sum(1) - 1.5 * np.log(2 * np.pi)
+    assert hiql.high_loss(params, batch, config)[0] == awr(0.7, adv, log_prob)
+
+
+@pytest.mark.parametrize("loss, learned", [
+    (hiql.value_loss, {"value", "phi"}), (hiql.high_loss, {"high"}), (hiql.low_loss, {"low"}),
+    (hiql.flat_loss, {"flat"})])
+def test_constants_have_no_derivative(loss, learned):
+    """Policies send no gradient to value and phi, no loss to the target: the losses' lines
+    "Constants"; and the complex step sees none either."""
+    config, params, batch = toy()
+    assert set(loss(params, batch, config)[1]) == learned
+    constants = {name: tree_map(np.zeros_like, p) for name, p in params.items()
+                 if name not in learned}
+    assert {"target"} <= set(constants) and len(constants) + len(learned) == 6
+    errors = nets.derivative_error(lambda tree: loss(tree, batch, config)[0], params, constants)
+    assert len(errors) > 10 and set(errors.values()) == {0}
+
+
+# ----------------------------------------------------------------------------- hiql: the loop
+
+
+def train(config, data, losses, params, rng=None):
+    """Take `hiql.learn` to its end -> agent, what it yielded."""
+    problem = SimpleNamespace(config=config, data=data, losses=losses)
+    agent = {"params": params, "update": np.zeros((), int)}
+    return agent, list(hiql.learn(problem, agent, rng))
+
+
+def test_target_moves_towards_the_value_before_the_step(monkeypatch):
+    config, params, batch = toy(tau=0.25, steps=1, lr=1e-2)
+    before = tree_map(np.copy, params)
+    monkeypatch.setattr(hiql, "sample", lambda data, rng, config: batch)
+    train(config, None, hiql.LOSSES, params)
+    value = flatten(before["value"])
+    for path, x in flatten(params["target"]["value"]).items():
+        close(x, 0.75 * flatten(before["target"]["value"])[path] + 0.25 * value[path], 1e-14)
+    assert not np.allclose(params["value"]["dense0"]["W"], before["value"]["dense0"]["W"])
+
+
+def test_all_gradients_come_before_any_change(monkeypatch):
+    """Each loss of an update sees the parameters and the target from before it."""
+    config, params, batch = toy(steps=3, lr=1e-2)
+    seen = []
+    monkeypatch.setattr(hiql, "sample", lambda data, rng, config: batch)
+
+    def watched(loss):
+        def f(params, batch, config):
+            seen.append({name: x.copy() for name, x in flatten(params).items()})
+            return loss(params, batch, config)
+        return f
+
+    train(config, None, {name: watched(f) for name, f in hiql.LOSSES.items()}, params)
+    assert len(seen) == 9
+    for u in (0, 3, 6):
+        for other in seen[u + 1:u + 3]:
+            assert all((other[name] == x).all() for name, x in seen[u].items())
+    assert any((seen[3][name] != x).any() for name, x in seen[0].items())
+
+
+def test_the_flat_policy_leaves_hiql_as_it_is():
+    """Training a flat policy beside hiql changes no bit of hiql."""
+    trees = []
+    for train_flat in (True, False):
+        config = hiql.resolve({"env": "grid-fourrooms", "quick": True, "seed": 3, "steps": 5,
+                               "train_flat": train_flat})
+        problem = hiql.prepare(config)
+        params = hiql.init_params(config, problem.env, problem.data, problem.rngs)
+        train(config, problem.data, problem.losses, params, problem.rngs["batch"])
+        trees.append(params)
+    with_flat, without = trees
+    assert "flat" in with_flat and "flat" not in without
+    for path, x in flatten(without).items():
+        assert (flatten(with_flat)[path] == x).all(), path
+
+
+def test_policy_steps_train_the_value_first(monkeypatch):
+    """The value alone, then the policies alone, each with its own Adam and falling rate."""
+    config, params, batch = toy(steps=4, policy_steps=6, lr=1e-2)
+    monkeypatch.setattr(hiql, "sample", lambda data, rng, config: batch)
+    losses = {**hiql.LOSSES, "flat": hiql.flat_loss}
+    problem = SimpleNamespace(config=config, data=None, losses=losses)
+    agent = {"params": params, "update": np.zeros((), int)}
+    before, counts = {name: x.copy() for name, x in flatten(params).items()}, []
+    for u, (row, _) in enumerate(hiql.learn(problem, agent, None)):
+        assert set(row) == ({"value_loss"} if u < 4 else {"high_loss", "low_loss", "flat_loss"})
+        changed = {name.split("/")[0] for name, x in flatten(params).items()
+                   if (x != before[name]).any()}
+        assert changed == ({"value", "phi", "target"} if u < 4 else {"high", "low", "flat"})
+        before = {name: x.copy() for name, x in flatten(params).items()}
+        counts.append(int(agent["optimiser"]["count"]))
+    assert counts == [1, 2, 3, 4, 1, 2, 3, 4, 5, 6]
+    assert "target" not in agent["optimiser"]["m"]
+    rates = [hiql.schedule(losses, config, u)[1] / config.lr for u in range(10)]
+    np.testing.assert_allclose(rates, [1, 1, 1, 0.5, 1, 1, 1, 1, 2 / 3, 1 / 3])
+    joint = dataclasses.replace(config, policy_steps=0, lr_decay=False)
+    assert [hiql.schedule(losses, joint, u) for u in (0, 3)] == [(losses, config.lr)] * 2
+
+
+# --------------------------------------------------------------------------- hiql: networks
+
+
+def test_first_layers_bend_at_states_of_the_data():
+    """[D14]: 8 / side times Glorot's weights, and each unit is 0 at a state of the data."""
+    config, env = hiql.resolve({"hidden_dims": (40, 5)}), envs.make("point-medium")
+    data = envs.collect(env, np.random.default_rng(0), episodes=3, rows=30)
+
+    def init(config):
+        return hiql.init_params(config, env, data, generators(0, "init", "flat"))
+
+    p, states = init(config), data.observations[data.valid].astype(float)
+    for w, b in ((p["value"]["dense0"]["W"][0], p["value"]["dense0"]["b"][0]),
+                 (p["low"]["dense0"]["W"], p["low"]["dense0"]["b"])):     # of s and z, z0 = 0
+        assert (np.abs(states @ w[:2] + b).min(0) < 1e-5).all() and (b != 0).all()
+    layer = p["high"]["dense0"]                             # of s and g, both of the data
+    both = (states @ layer["W"][:2])[:, None] + states @ layer["W"][2:] + layer["b"]
+    assert (np.abs(both).min((0, 1)) < 1e-4).all()
+    plain = init(dataclasses.replace(config, first_layer_init="glorot"))
+    assert not plain["high"]["dense0"]["b"].any()
+    assert np.abs(plain["phi"]["dense0"]["W"]).max() <= np.sqrt(6 / 44)
+    np.testing.assert_allclose(init(config)["phi"]["dense0"]["W"], 8 / env.side
+                               * plain["phi"]["dense0"]["W"], rtol=1e-6)
+    assert np.abs(p["high"]["dense2"]["W"]).max() <= 0.1 * np.sqrt(6 / 15)
+    for path, x in flatten(p["target"]["value"]).items():   # a copy, not the same arrays
+        assert (x == flatten(p["value"])[path]).all() and x is not flatten(p["value"])[path]
+    assert set(init(dataclasses.replace(config, const_std=False))["low"]) == {*p["low"], "std"}
+
+
+def test_representations_have_length_sqrt_of_their_size():
+    for rep_type in ("phi_sg", "phi_g"):
+        config, params, batch = toy(rep_type=rep_type)
+        s, g = batch["observations"], batch["value_goals"]
+        z = hiql.phi(params, s, g, config)[0]
+        np.testing.assert_allclose((z ** 2).sum(1), config.rep_dim)
+        other = hiql.phi(params, s + 1, g, config)[0]
+        assert (other == z).all() == (rep_type == "phi_g")
+    config, params, batch = toy(rep_type="none")
+    assert hiql.phi(params, s, g, config)[0] is g and "phi" not in params
+
+
+# ------------------------------------------------------------- hiql: acting and evaluation
+
+
+def test_discrete_actions_are_drawn_at_a_temperature():
+    """Logits (0, 2, 0, 0, 0): shares of softmax(logits / T); T = 0 takes the likeliest."""
+    config, params, batch = toy(discrete=True, temperature=2.0)
+    params["low"] = tree_map(np.zeros_like, params["low"])
+    params["low"]["dense2"]["b"][1] = 2
+    s, g = (np.repeat(batch[k][:1], 20000, 0) for k in ("observations", "value_goals"))
+    a = hiql.hierarchical_actor(params, config, np.random.default_rng(0))(s, g, 0)
+    assert (a == 1).mean() == pytest.approx(np.e / (np.e + 4), abs=0.01)
+    cold = dataclasses.replace(config, temperature=0)
+    assert (hiql.hierarchical_actor(params, cold, np.random.default_rng(0))(s, g, 0) == 1).all()
+
+
+def test_actions_are_the_policies_means():
+    """The low-level policy at the subgoal, or the flat policy at the goal; clipped to [-1, 1]."""
+    config, params, batch = toy()
+    s, g = batch["observations"], batch["value_goals"]
+    z = mlp(params["high"], np.concatenate([s, g], 1))[0]
+    z *= np.sqrt(config.rep_dim) / np.linalg.norm(z, axis=1, keepdims=True)
+    for actor, p, x in ((hiql.hierarchical_actor, params["low"], np.concatenate([s, z], 1)),
+                        (hiql.flat_actor, params["flat"], np.concatenate([s, g], 1))):
+        size = np.median(np.abs(mlp(p, x)[0]))          # so that half of them are clipped
+        for w in p["dense2"].values():
+            w /= size
+        mean = mlp(p, x)[0]
+        assert np.abs(mean).max() > 1.1 and np.abs(mean).min() < 0.9
+        close(actor(params, config, None)(s, g, 0), np.clip(mean, -1, 1))
+    v = hiql.value(params["value"], s, hiql.phi(params, s, g, config)[0])[0].mean(0)
+    close(hiql.mean_value(params, s, g, config), v, 1e-5)           # sees float32
+
+
+def test_subgoals_are_normalised_and_asked_for_at_intervals():
+    config, params, batch = toy(subgoal_interval=3)
+    s, g = batch["observations"], batch["value_goals"]
+    z = hiql.subgoal(params, s, g, config)
+    np.testing.assert_allclose((z ** 2).sum(1), config.rep_dim)
+    act = hiql.hierarchical_actor(params, config, None)
+    first = act(s, g, 0)
+    assert (act(s, g + 5, 1) == first).all() and (act(s, g + 5, 2) == first).all()
+    assert not np.allclose(act(s, g + 5, 3), first)
+    config, params, batch = toy(rep_type="none")        # then it is a difference of states
+    delta = mlp(params["high"], np.concatenate([s, g], 1))[0]
+    np.testing.assert_allclose(hiql.subgoal(params, s, g, config), s + delta)
+
+
+def test_episodes_end_at_the_goal_or_the_time_limit():
+    """Three agents in a corridor go right: two steps to the goal, one step, never."""
+    env = envs.GridWorld("mine", CORRIDOR)
+    starts, goals = np.array([[1.0, 2], [1, 5], [1, 3]]), np.array([[1.0, 4], [1, 6], [1, 2]])
+    times = []
+
+    def act(s, g, t):
+        times.append(t)
+        return np.full(len(s), 4)
+
+    success, steps, paths = offline.rollout(env, act, starts, goals, None)
+    assert success.tolist() == [True, True, False] and steps.tolist() == [2, 1, 4]
+    assert paths[..., 1].T.tolist() == [[2, 3, 4, 4, 4], [5, 6, 6, 6, 6], [3, 4, 5, 6, 7]]
+    assert times == [0, 1, 2, 3]                        # 4 times the shortest path
+
+
+def test_evaluation_by_hand():
+    """An actor that solves tasks 1 and 4 alone; starts and goals are those of seed and update."""
+    config = hiql.resolve({"env": "grid-fourrooms", "eval_episodes": 3, "seed": 8})
+    problem = SimpleNamespace(env=envs.make(config.env), config=config)
+    env, seen = problem.env, []
+
+    def actor(params, config, rng):
+        def act(s, g, t):
+            if not t:
+                seen.append((s, g))
+            good = (g == env.place(env.tasks)[[0, 3], 1][:, None]).all(-1).any(0)
+            good &= (seen[-1][0] == env.place(env.tasks)[[0, 3], 0][:, None]).all(-1).any(0)
+            return np.where(good, env.follow(s, env.number(g), 0.0, np.random.default_rng(0)), 0)
+        return act
+
+    summary, (paths, goals, success) = offline.evaluate_actor(problem, {}, actor, 7)
+    assert summary["success"] == pytest.approx(0.4) and summary["success_worst_task"] == 0
+    assert summary["success_per_task"] == [1, 0, 0, 1, 0] and summary["success_random"] < 0.1
+    lengths = [env.distance[env.index[a], env.index[b]] for a, b in env.tasks]
+    assert summary["mean_steps"] == np.mean([x * (1 if i in (0, 3) else 4)
+                                             for i, x in enumerate(lengths)])
+    assert success.shape == (5, 3) and goals.shape == (5, 3, 2) and paths.shape[1:] == (5, 3, 2)
+    assert (paths[0, :, 0] == env.place(env.tasks)[:, 0]).all()
+    starts, ends = seen[0]
+    assert len(starts) == 15 + 200
+    assert env.distance[env.number(starts), env.number(ends)][15:].min() == 8
+    for at in (7, 9):
+        offline.evaluate_actor(problem, {}, actor, at)
+    assert (seen[1][0] == starts).all() and not (seen[2][0] == starts).all()
+
+
+# ---------------------------------------------------------------------------- hiql: learning
+
+
+def test_value_learns_the_discounted_distance():
+    """On a one-way line V(s, g) = -(1 - discount^d) / (1 - discount): exact to 5 % of its range.
+
+    lab/test_exact.py has the exact value of any data set and of all three lesions.
+    """
+    data = chain(*[range(12)] * 20)
+    config = hiql.resolve({"env": "grid-fourrooms", "discount": 0.9, "hidden_dims": (32, 32),
+                           "steps": 600, "batch_size": 128, "subgoal_steps": 2,
+                           "goal_reached_by": "state", "value_p_trajgoal": 0.8})
+    s, g = np.array([(i, j) for i in range(11) for j in range(i, 11)]).T
+    exact = -(1 - 0.9 ** (g - s)) / (1 - 0.9)
+
+    def error(loss):
+        rngs = generators(0, "init", "flat", "batch")
+        params = hiql.init_params(config, envs.make(config.env), data, rngs)
+        train(config, data, {"value": loss}, params, rngs["batch"])
+        v = hiql.mean_value(params, *(np.stack([0 * x + 1, x], 1) for x in (s, g)), config)
+        return np.abs(v - exact).mean() / np.ptp(exact)
+
+    def no_mask(params, batch, config):
+        return hiql.value_loss(params, {**batch, "masks": np.ones_like(batch["masks"])}, config)
+
+    assert error(hiql.value_loss) < 0.05
+    assert error(no_mask) > 0.05
+
+
+@pytest.mark.parametrize("losses, actor", [
+    (hiql.LOSSES, hiql.hierarchical_actor),
+    ({"value": hiql.value_loss, "flat": hiql.flat_loss}, hiql.flat_actor)])
+def test_policies_follow_the_advantage(losses, actor, monkeypatch):
+    """From random walks each policy learns to reach goals; with the advantage negated it fails."""
+    env = envs.GridWorld("grid-tiny", "umaze")          # seven cells in a bent corridor
+    data = envs.collect(env, np.random.default_rng(0), episodes=200, rows=41, noise=1.0)
+    config = hiql.resolve({"env": "grid-fourrooms", "discount": 0.9, "hidden_dims": (32, 32),
+                           "steps": 400, "batch_size": 128, "subgoal_steps": 2})
+
+    def score():
+        rngs = generators(0, "init", "flat", "batch")
+        params = hiql.init_params(config, env, data, rngs)
+        train(config, data, losses, params, rngs["batch"])
+        starts, goals = (env.place(x) for x in env.random_pairs(np.random.default_rng(0), 100, 3))
+        act = actor(params, config, np.random.default_rng(0))
+        return offline.rollout(env, act, starts, goals, None)[0].mean()
+
+    assert score() > 0.9
+    plain = hiql.awr_weight
+    monkeypatch.setattr(hiql, "awr_weight", lambda alpha, adv: plain(alpha, -adv))
+    assert score() < 0.6
+
+
+# ------------------------------------------------------------------------------- hiql: using it
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Runs draw nothing, and the test's Ctrl-C is Python's own again afterwards."""
+    monkeypatch.setattr(hiql, "draw", lambda *_: None)
+    monkeypatch.setattr(online, "draw", lambda *_: None)
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_a_loaded_hiql_agent_acts_as_in_evaluation(tmp_path, no_pictures, registry):
+    """The path of the evaluation's first episode of each task, by `load` and Gymnasium's calls."""
+    envs.register("mine", layout="umaze", limit=60, recipe=dict(episodes=50, rows=51))
+    config = hiql.resolve({"env": "mine", "quick": True, "steps": 60, "eval_interval": 60,
+                           "subgoal_interval": 7, "eval_episodes": 1})
+    problem = hiql.prepare(config)
+    result = hiql.train(problem, Run(str(tmp_path), config))
+    paths, goals, _ = problem.evaluate(problem, result.agent)[1]["hiql"]
+    # five lines: load a run and act with it
+    act, env = hiql.load(tmp_path), envs.GoalEnv(envs.make("mine"))
+    for task in range(5):
+        obs, _ = env.reset(options={"start": paths[0, task, 0], "goal": goals[task, 0]})
+        for t in range(len(paths) - 1):
+            action = act(obs["observation"][None], obs["desired_goal"][None], t)[0]
+            assert (action == result.act(obs["observation"][None], obs["desired_goal"][None],
+                                         t)[0]).all()
+            obs, reward, terminated, truncated, info = env.step(action)
+            np.testing.assert_allclose(obs["observation"], paths[t + 1, task, 0], atol=1e-3)
+            if terminated or truncated:
+                break
+    assert np.abs(paths[-1] - paths[0]).max() > 0.5
+    with pytest.raises(OSError, match="config.json"):
+        hiql.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", [envs.PointMaze, envs.GridWorld])
+def test_training_on_an_own_layout(kind, registry):
+    """Five lines: a layout, a config, training, an episode by the trained agent."""
+    envs.register("mine", kind, layout=CORRIDOR, recipe=dict(episodes=30, rows=41))
+    config = hiql.resolve({"env": "mine", "quick": True, "steps": 20, "eval_interval": 20})
+    result = hiql.train(hiql.prepare(config))
+    obs, _ = (env := envs.GoalEnv(envs.make("mine"))).reset(options={"task": 1})
+    action = result.act(obs["observation"][None], obs["desired_goal"][None], 0)[0]
+
+    assert result.summary["env"] == "mine" and len(result.summary["success_per_task"]) == 5
+    assert env.step(action)[1] in (-1, 0)
+
+
+# ========================================================================= hiro: goals, Eq. (2)
 
 
 def straight(s, g):
-    """A hand-made worker: full speed along each axis until the goal is nearer than a step."""
+    """A hand-made low-level policy: full speed along each axis until the goal is nearer than a
+    step."""
     return np.clip(g / 0.2, -1, 1)
 
 
@@ -1806,7 +1173,7 @@ def walk(goal, act, start=(0.0, 0.0), c=10, move=lambda s, a: s + 0.2 * a):
     for _ in range(c):
         actions.append(act(states[-1], g))
         states.append(move(states[-1], actions[-1]))
-        g = hiro.next_goal(states[-2], g, states[-1])
+        g = hiro.goal_transition(states[-2], g, states[-1])
     return np.stack(states, 1), np.stack(actions, 1)
 
 
@@ -1824,15 +1191,18 @@ def test_goal_transition_keeps_the_place_and_gives_the_reward():
     """h conserves s + g over positions; the reward is minus the norm of the next goal."""
     rng = np.random.default_rng(0)
     s, s1, g = rng.normal(size=(9, 5)), rng.normal(size=(9, 5)), rng.normal(size=(9, 2))
-    g1 = hiro.next_goal(s, g, s1)
+    g1 = hiro.goal_transition(s, g, s1)
     np.testing.assert_allclose(s1[:, :2] + g1, s[:, :2] + g, atol=1e-15)
     np.testing.assert_allclose(hiro.intrinsic_reward(s, g, s1), -np.hypot(*g1.T), atol=1e-15)
     assert hiro.intrinsic_reward(np.zeros(2), np.array([3.0, 4.0]), np.zeros(2)) == -5
 
 
+# ------------------------------------------------------------- hiro: off-policy correction
+
+
 @pytest.mark.parametrize("wall", [False, True])
-def test_correction_keeps_goals_that_the_worker_still_follows(wall):
-    """Unchanged worker, no noise: the original scores 0, the maximum, and wins all ties.
+def test_correction_keeps_goals_that_the_low_level_policy_still_follows(wall):
+    """Unchanged policy, no noise: the original scores 0, the maximum, and wins all ties.
 
     In front of a wall, s_{t+c} - s_t explains nothing: the window did not get where it went.
     """
@@ -1840,8 +1210,8 @@ def test_correction_keeps_goals_that_the_worker_still_follows(wall):
     move = (lambda s, a: maze.move(s, a)) if wall else (lambda s, a: s + 0.2 * a)
     goal = np.array([[0.3, 1.9]])
     states, actions = walk(goal[0], straight, start=(0.0, 1.0), move=move)
-    new, score = hiro.correct(straight, states, actions, goal, np.array([10]), np.full(2, 2.0),
-                              np.random.default_rng(0))
+    new, score = hiro.off_policy_correction(straight, states, actions, goal, np.array([10]),
+                                            np.full(2, 2.0), np.random.default_rng(0))
     assert score.shape == (1, 10) and score[0, 0] == 0 == score.max()
     assert (new == goal).all()
     if wall:
@@ -1851,8 +1221,8 @@ def test_correction_keeps_goals_that_the_worker_still_follows(wall):
         assert score[0, 1] == pytest.approx(0)
 
 
-def test_correction_finds_the_goal_that_explains_a_changed_worker():
-    """A worker that has come to aim 0.5 too far right: the old goal less 0.5 explains its past."""
+def test_correction_finds_the_goal_that_explains_a_changed_policy():
+    """A policy that has come to aim 0.5 too far right: the old goal less 0.5 explains its past."""
     goal, shift = np.array([[1.1, -0.7]]), np.array([0.5, 0.0])
     states, actions = walk(goal[0], straight)
 
@@ -1861,9 +1231,9 @@ def test_correction_finds_the_goal_that_explains_a_changed_worker():
 
     moved = states[:, 10] - states[:, 0]
     draws = np.zeros((1, 8, 2))
-    draws[0, 4] = goal[0] - shift - moved[0]                # half / 2 = 1: the draws themselves
-    new, score = hiro.correct(changed, states, actions, goal, np.array([10]), np.full(2, 2.0),
-                              Draws(draws))
+    draws[0, 4] = goal[0] - shift - moved[0]        # goal_range / 2 = 1: the draws themselves
+    new, score = hiro.off_policy_correction(changed, states, actions, goal, np.array([10]),
+                                            np.full(2, 2.0), Draws(draws))
     assert score[0].argmax() == 6 and score[0, 6] == pytest.approx(0, abs=1e-20)
     assert score[0, 0] < -0.5 and score[0, 1] < -0.5
     np.testing.assert_allclose(new, goal - shift, atol=1e-15)
@@ -1879,17 +1249,22 @@ def test_correction_by_hand():
         seen.append((s.copy(), g.copy()))
         return np.zeros_like(g)
 
-    new, score = hiro.correct(act, states, actions, goal, np.array([2]), np.array([2.0, 4.0]),
-                              Draws([0.5, 1.0]), n=3)
+    def correct(low_policy):
+        return hiro.off_policy_correction(low_policy, states, actions, goal, np.array([2]),
+                                          np.array([2.0, 4.0]), Draws([0.5, 1.0]), n=3)
+
+    new, score = correct(act)
     s, g = (x.reshape(3, 3, 2) for x in seen[0])
     np.testing.assert_array_equal(g[:, 0], [[-1, 0], [2, 0], [2, 2]])   # 3 and 3 + 0.5 clipped
     np.testing.assert_array_equal(g[1], [[2, 0], [1, 0], [-1, 0]])      # h along the window
     np.testing.assert_array_equal(s, np.tile(states[:, :3], (3, 1, 1)))
     np.testing.assert_allclose(score, -0.5 * (1 + 0.25))                # step 3 does not count
     assert (new == goal).all()
-    score = hiro.correct(lambda s, g: 0.5 * g, states, actions, goal, np.array([2]),
-                         np.array([2.0, 4.0]), Draws([0.5, 1.0]), n=3)[1]
+    score = correct(lambda s, g: 0.5 * g)[1]
     np.testing.assert_allclose(score, [[-0.5 * (1.5**2 + 1.5**2), 0, -0.5 * (1 + 1)]])
+
+
+# ------------------------------------------------------------------------------ hiro: replay
 
 
 def toy_replay(c=4, capacity=8):
@@ -1907,83 +1282,109 @@ def toy_replay(c=4, capacity=8):
     return replay
 
 
+STARTS, ENDS = np.array([0, 4, 6, 10, 13]), np.array([4, 6, 10, 13, 17])   # of those windows
+
+
 def replay_config(**changes):
-    return dataclasses.replace(hiro.resolve({"c": 4, "batch": 20000}), **changes)
+    return hiro.resolve({"subgoal_interval": 4, "batch_size": 20000, **changes})
 
 
-@pytest.mark.parametrize("boundary", ["h", "new"])
-def test_worker_batches_are_the_steps_that_were_made(boundary):
-    replay, c = toy_replay(), replay_config(boundary=boundary)
-    b = hiro.sample_steps(replay, np.random.default_rng(0), np.array([2.0]), c)
-    x, g, x1, g1 = b["x"][:, 0], b["x"][:, 2], b["x1"][:, 0], b["x1"][:, 2]
-    starts, ends = np.array([0, 4, 6, 10, 13]), np.array([4, 6, 10, 13, 17])
-    w = np.searchsorted(ends, x, side="right")
-    np.testing.assert_allclose(b["a"][:, 0], x / 100, rtol=1e-6)
-    assert (x1 == x + 1).all() and (b["x"][:, 1] == -x).all()
-    assert (g == starts[w] + 10 + starts[w] - x).all()          # h since the window's start
-    end, h = x1 == ends[w], g - 1
-    joined = end & np.isin(w, (0, 2)) & (boundary == "new")
-    assert (g1 == np.where(joined, ends[w] + 10, h)).all()
-    assert (b["r"] == -np.abs(h)).all()
-    assert (b["m"] == np.where(end & (w == 3), 0, 1)).all()     # terminated there alone
-    shares = np.bincount(x.astype(int), minlength=17) / c.batch
+@pytest.mark.parametrize("at_end", ["h", "new"])
+def test_low_level_batches_are_the_steps_that_were_made(at_end):
+    replay, config = toy_replay(), replay_config(goal_at_window_end=at_end)
+    batch = hiro.sample_steps(replay, np.random.default_rng(0), np.array([2.0]), config)
+    s, s1 = batch["observations"], batch["next_observations"]
+    x, g, x1, g1 = s[:, 0], s[:, 2], s1[:, 0], s1[:, 2]
+    w = np.searchsorted(ENDS, x, side="right")
+    np.testing.assert_allclose(batch["actions"][:, 0], x / 100, rtol=1e-6)
+    assert (x1 == x + 1).all() and (s[:, 1] == -x).all()
+    assert (g == STARTS[w] + 10 + STARTS[w] - x).all()          # h since the window's start
+    end, h = x1 == ENDS[w], g - 1
+    joined = end & np.isin(w, (0, 2)) & (at_end == "new")
+    assert (g1 == np.where(joined, ENDS[w] + 10, h)).all()
+    assert (batch["rewards"] == -np.abs(h)).all()
+    assert (batch["masks"] == np.where(end & (w == 3), 0, 1)).all()     # terminated there alone
+    shares = np.bincount(x.astype(int), minlength=17) / config.batch_size
     np.testing.assert_allclose(shares, 1 / 17, atol=0.006)      # uniform over steps
 
 
-def test_worker_relabelled_and_without_its_position():
-    """--low-relabel: goals at other states of the batch plus noise, within the range."""
+def test_low_level_relabelled_and_without_its_position():
+    """--relabel-low-goals: goals at other states of the batch plus noise, within the range."""
     replay, rng = toy_replay(), np.random.default_rng(0)
-    c = replay_config(low_relabel=True)
-    b = hiro.sample_steps(replay, rng, np.array([20.0]), c)     # noise of 2; nothing is clipped
-    s, g = b["x"][:, 0], b["x"][:, 2]
+    config = replay_config(relabel_low_goals=True)
+    batch = hiro.sample_steps(replay, rng, np.array([20.0]), config)    # noise of 2; no clipping
+    s, g = batch["observations"][:, 0], batch["observations"][:, 2]
     assert abs(np.corrcoef(s, s + g)[0, 1]) < 0.05              # the place has nothing of s
     assert (s + g).mean() == pytest.approx(s.mean(), abs=0.15)
     assert (s + g).var() == pytest.approx(s.var() + 4, rel=0.05)
-    np.testing.assert_allclose(b["r"], -np.abs(g - 1), rtol=1e-5)
-    b = hiro.sample_steps(replay, rng, np.array([2.0]), c)
-    assert np.abs(b["x"][:, 2]).max() == 2
-    b = hiro.sample_steps(replay, rng, np.array([2.0]), replay_config(see_position=False))
-    assert b["x"].shape[1] == 2 and set(b["x"][:, 0]) == set(range(-16, 1))     # -x and the goal
+    np.testing.assert_allclose(batch["rewards"], -np.abs(g - 1), rtol=1e-5)
+    batch = hiro.sample_steps(replay, rng, np.array([2.0]), config)
+    assert np.abs(batch["observations"][:, 2]).max() == 2
+    batch = hiro.sample_steps(replay, rng, np.array([2.0]), replay_config(see_position=False))
+    x = batch["observations"]
+    assert x.shape[1] == 2 and set(x[:, 0]) == set(range(-16, 1))       # -x and the goal
 
 
-def test_pretraining_is_of_the_worker_alone_then_of_the_manager_alone():
-    c = replay_config(batch=8, pretrain=100, warmup=10, steps=1000, candidates=3)
-    rngs = experiment.generators(0, "init", "batch")
-    tree = {**hiro.start(c, SimpleNamespace(S=2, P=1, D=1, A=1), rngs), "replay": toy_replay()}
-    for step, level in ((100, "low"), (101, "high")):
-        before = {name: tree_map(np.copy, tree[name]["online"]) for name in ("low", "high")}
-        hiro.learn(tree, 4, step, rngs["batch"], c)
-        for name in ("low", "high"):
-            same = [(x == y).all() for x, y in zip(flatten(before[name]).values(), flatten(
-                tree[name]["online"]).values())]
-            assert all(same) == (name != level), (step, name)
-
-
-def test_manager_batches_are_whole_windows():
+def test_high_level_batches_are_whole_windows():
     """(s_t, g, sum of rewards, s_{t+n}): true lengths; no bootstrap after termination alone."""
-    replay, c = toy_replay(), replay_config(correction="none", reward_scale=0.5)
-    half = np.array([20.0])
-    b, _ = hiro.sample_windows(replay, np.random.default_rng(0), None, half, c)
-    starts, ends = np.array([0, 4, 6, 10, 13]), np.array([4, 6, 10, 13, 17])
-    w = np.searchsorted(starts, b["x"][:, 0])
-    assert (b["x1"][:, 0] == ends[w]).all() and (b["x"][:, 2] == -starts[w]).all()
-    assert (b["x1"][:, 2] == -starts[w]).all()
-    np.testing.assert_allclose(b["a"][:, 0], (starts[w] + 10) / 20)
-    sums = np.array([sum(range(a, e)) for a, e in zip(starts, ends)])
-    np.testing.assert_allclose(b["r"], 0.5 * sums[w])
-    assert (b["m"] == (w != 3)).all() and set(w) == {0, 1, 2, 3, 4}
+    replay, config = toy_replay(), replay_config(correction="none", reward_scale=0.5)
+    batch, info = hiro.sample_windows(replay, np.random.default_rng(0), None, np.array([20.0]),
+                                      config)
+    s, s1 = batch["observations"], batch["next_observations"]
+    w = np.searchsorted(STARTS, s[:, 0])
+    assert (s1[:, 0] == ENDS[w]).all() and (s[:, 2] == -STARTS[w]).all()
+    assert (s1[:, 2] == -STARTS[w]).all() and info == {}
+    np.testing.assert_allclose(batch["actions"][:, 0], (STARTS[w] + 10) / 20)
+    sums = np.array([sum(range(a, e)) for a, e in zip(STARTS, ENDS)])
+    np.testing.assert_allclose(batch["rewards"], 0.5 * sums[w])
+    assert (batch["masks"] == (w != 3)).all() and set(w) == {0, 1, 2, 3, 4}
+
+
+def test_relabelled_goals_reach_the_high_level_and_are_not_kept():
+    """The batch has the corrected goals, the replay the old ones; and what that changed."""
+    replay, config = toy_replay(), replay_config(batch_size=500)
+    kept, goal_range = replay["goal"].copy(), np.array([20.0])
+
+    def low_policy(s, g):                   # from 6 on the old goals ask for more than was done
+        return np.where(s[:, :1] < 6, 0, g / 50)
+
+    batch, info = hiro.sample_windows(replay, np.random.default_rng(0), low_policy, goal_range,
+                                      config)
+    w = np.searchsorted(STARTS, batch["observations"][:, 0])
+    moved = np.abs(batch["actions"][:, 0] * 20 - (STARTS[w] + 10))
+    assert ((moved > 1e-4) == (w >= 2)).all()               # ties go to the original
+    assert info["relabel_fraction"] == pytest.approx((w >= 2).mean())
+    assert info["relabel_distance"] == pytest.approx(moved.mean(), rel=1e-5)
+    assert info["relabel_gain"] > 0 and (replay["goal"] == kept).all()
+    assert np.abs(batch["actions"]).max() <= 1
 
 
 def test_replay_forgets_the_oldest_windows():
     replay = toy_replay(capacity=3)
-    b = hiro.sample_steps(replay, np.random.default_rng(0), np.array([2.0]), replay_config())
-    assert b["x"][:, 0].min() == 6 and b["x"][:, 0].max() == 16
+    batch = hiro.sample_steps(replay, np.random.default_rng(0), np.array([2.0]), replay_config())
+    x = batch["observations"][:, 0]
+    assert x.min() == 6 and x.max() == 16
+
+
+# ---------------------------------------------------------------------------------- hiro: TD3
+
+
+def toy_td3(seed=0):
+    """Small float64 networks of TD3 and their targets, which differ; batch; noise (7,2)."""
+    rng = np.random.default_rng(seed)
+    config = hiro.resolve({"hidden_dims": (6, 5)})
+    networks = [tree_map(lambda w: w + 0.2 * rng.normal(size=w.shape),
+                         hiro.td3_init(rng, 3, 2, config)["online"]) for _ in range(2)]
+    shapes = {"observations": (7, 3), "next_observations": (7, 3), "actions": (7, 2),
+              "rewards": 7, "masks": 7}
+    batch = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    batch["rewards"][:3] += 5                               # errors beyond 1 as well
+    return *networks, batch, 0.2 * rng.normal(size=(7, 2))
 
 
 def constant_level(q, target, a=0.0):
     """TD3 whose critics are constant (2,), targets too, and whose target policy is tanh(a)."""
-    c = hiro.resolve({"hidden": (3,)})
-    level = hiro.td3_init(np.random.default_rng(0), 2, 1, c)
+    level = hiro.td3_init(np.random.default_rng(0), 2, 1, hiro.resolve({"hidden_dims": (3,)}))
     level = {**level, **{k: tree_map(lambda w: np.zeros(w.shape), level[k])
                          for k in ("online", "target")}}
     level["online"]["critic"]["dense1"]["b"][:, 0] = q
@@ -1992,23 +1393,26 @@ def constant_level(q, target, a=0.0):
     return level
 
 
+def one_step(r=0.0, m=1.0):
+    """A batch of one transition from 0 to 0 with action 0: states (1,2), action (1,1)."""
+    return {"observations": np.zeros((1, 2)), "next_observations": np.zeros((1, 2)),
+            "actions": np.zeros((1, 1)), "rewards": np.array([r]), "masks": np.array([m])}
+
+
 def test_critic_loss_by_hand():
     """y = r + gamma m min_j Q'_j; Huber beyond 1; the mask."""
     level = constant_level([1.0, 5.0], [2.0, 3.0])
-    batch = {"x": np.zeros((1, 2)), "x1": np.zeros((1, 2)), "a": np.zeros((1, 1)),
-             "r": np.array([0.5]), "m": np.array([1.0])}
-    arguments = level["online"], level["target"], batch, np.zeros((1, 1)), 0.5
 
-    def loss(kind):
-        return hiro.critic_loss(*arguments, kind)
+    def loss(kind, m=1.0):
+        return hiro.critic_loss(level["online"], level["target"], one_step(0.5, m),
+                                np.zeros((1, 1)), 0.5, kind)
 
     # y = 0.5 + 0.5 min(2, 3) = 1.5: errors -0.5 and 3.5
     assert loss("squared")[0] == pytest.approx(0.5 * (0.25 + 12.25))
     assert loss("huber")[0] == pytest.approx(0.125 + 3)
     for kind, slopes in (("squared", [-0.5, 3.5]), ("huber", [-0.5, 1])):
         np.testing.assert_allclose(loss(kind)[1]["critic"]["dense1"]["b"][:, 0], slopes)
-    batch["m"][0] = 0                                       # y = 0.5
-    assert loss("squared")[0] == pytest.approx(0.5 * (0.25 + 20.25))
+    assert loss("squared", m=0)[0] == pytest.approx(0.5 * (0.25 + 20.25))       # y = 0.5
 
 
 def test_target_actions_stay_in_the_action_range():
@@ -2017,23 +1421,55 @@ def test_target_actions_stay_in_the_action_range():
     for j in (0, 1):                                        # Q'(x, a) = a for a > 0
         level["target"]["critic"]["dense0"]["W"][j, 2, 0] = 1
         level["target"]["critic"]["dense1"]["W"][j, 0, 0] = 1
-    batch = {"x": np.zeros((1, 2)), "x1": np.zeros((1, 2)), "a": np.zeros((1, 1)),
-             "r": np.zeros(1), "m": np.ones(1)}
     for noise, a in ((0.4, 1.0), (-0.4, np.tanh(3) - 0.4)):
-        info = hiro.critic_loss(level["online"], level["target"], batch, np.array([[noise]]), 1.0,
-                                "huber")[2]
+        loss, grads, info = hiro.critic_loss(level["online"], level["target"], one_step(),
+                                             np.array([[noise]]), 1.0, "huber")
         np.testing.assert_allclose(info["error"], -a)
+        assert loss == pytest.approx(2 * 0.5 * a**2)        # both critics, Q = 0 against y = a
 
 
-def test_policy_and_targets_are_delayed(monkeypatch):
-    c = hiro.resolve({"hidden": (4,), "delay": 3, "target_rate": 0.25})
+def test_targets_of_the_critics_are_constants():
+    """No network of the target is learned; only the policy learns from the policy's loss."""
+    networks, target, batch, noise = toy_td3()
+    for kind in ("huber", "squared"):
+        assert set(hiro.critic_loss(networks, target, batch, noise, 0.9, kind)[1]) == {"critic"}
+        errors = nets.derivative_error(
+            lambda tree: hiro.critic_loss(networks, tree, batch, noise, 0.9, kind)[0], target,
+            tree_map(np.zeros_like, target))
+        assert set(errors.values()) == {0}
+    assert set(hiro.actor_loss(networks, batch["observations"])[1]) == {"actor"}
+
+
+def test_target_noise_is_clipped_and_drawn_for_each_action(monkeypatch):
+    """std 0.2, cut at 0.5 [E4]; then the loss sees it."""
+    config, rng, seen = hiro.resolve({"hidden_dims": (3,)}), np.random.default_rng(0), []
+    level, batch = hiro.td3_init(rng, 2, 1, config), one_step()
+    batch = {k: np.repeat(x, 20000, 0).astype(np.float32) for k, x in batch.items()}
+    plain = hiro.critic_loss
+
+    def critic_loss(params, target, batch, noise, gamma, kind):
+        seen.append((noise, gamma, kind))
+        return plain(params, target, batch, noise, gamma, kind)
+
+    monkeypatch.setattr(hiro, "critic_loss", critic_loss)
+    for changes, std, bound in (({}, 0.197, 0.5), ({"target_noise": 2.0}, 0.464, 0.5),
+                                ({"target_noise": 0.0}, 0, 0)):
+        hiro.td3_update(level, batch, rng, 0.9, 1.0, dataclasses.replace(config, **changes))
+        noise, gamma, kind = seen.pop()
+        assert noise.shape == (20000, 1) and np.abs(noise).max() == pytest.approx(bound, rel=1e-6)
+        assert noise.std() == pytest.approx(std, rel=0.02) and (gamma, kind) == (0.9, "huber")
+
+
+def test_policy_and_targets_are_delayed():
+    config = hiro.resolve({"hidden_dims": (4,), "policy_freq": 3, "tau": 0.25})
     rng = np.random.default_rng(0)
-    level = hiro.td3_init(rng, 2, 1, c)
-    batch = {k: rng.normal(size=s).astype(np.float32) for k, s in
-             {"x": (5, 2), "x1": (5, 2), "a": (5, 1), "r": (5,), "m": (5,)}.items()}
+    level = hiro.td3_init(rng, 2, 1, config)
+    shapes = {"observations": (5, 2), "next_observations": (5, 2), "actions": (5, 1),
+              "rewards": (5,), "masks": (5,)}
+    batch = {k: rng.normal(size=shape).astype(np.float32) for k, shape in shapes.items()}
     for u in range(1, 7):
         before = tree_map(np.copy, {k: level[k] for k in ("online", "target")})
-        hiro.td3_update(level, batch, rng, 0.9, 1.0, c)
+        hiro.td3_update(level, batch, rng, 0.9, 1.0, config)
         changed = {(k, net): not all((x == flatten(before[k][net])[n]).all()
                                      for n, x in flatten(level[k][net]).items())
                    for k in ("online", "target") for net in ("actor", "critic")}
@@ -2044,146 +1480,133 @@ def test_policy_and_targets_are_delayed(monkeypatch):
               1e-5)
 
 
-def walker(seed=0, goal_transition=None, updates=2500):
-    """TD3 as a worker on an empty line against its optimum: errors of Q (of its range) and mu.
+def low_level_on_a_line(seed=0, goal_transition=hiro.goal_transition, updates=2500):
+    """TD3 as low level on an empty line against its optimum: errors of Q (of its range) and mu.
 
     Steps of 0.2 a, goals up to 2 away: Q*(g, a*) = -sum_i gamma^i max(|g| - 0.2 (i + 1), 0).
     """
-    c = hiro.resolve({"target_noise": 0.0, "actor_lr": 1e-3, "seed": seed})
-    rng = np.random.default_rng(seed)
-    level = hiro.td3_init(rng, 2, 1, c)
+    config = hiro.resolve({"target_noise": 0.0, "actor_lr": 1e-3, "seed": seed})
+    rng, gamma = np.random.default_rng(seed), config.low_discount
+    level = hiro.td3_init(rng, 2, 1, config)
     for u in range(updates):
-        s, g, a = (rng.uniform(-r, r, (c.batch, 1)).astype(np.float32) for r in (3, 2, 1))
+        s, g, a = (rng.uniform(-r, r, (config.batch_size, 1)).astype(np.float32)
+                   for r in (3, 2, 1))
         s1 = s + np.float32(0.2) * a
-        g1 = (goal_transition or hiro.next_goal)(s, g, s1)
-        batch = {"x": np.concatenate([s, g], 1), "x1": np.concatenate([s1, g1], 1), "a": a,
-                 "r": hiro.intrinsic_reward(s, g, s1), "m": np.ones(c.batch, np.float32)}
-        hiro.td3_update(level, batch, rng, c.low_gamma, min(1, 3 * (1 - u / updates)), c)
+        g1 = goal_transition(s, g, s1)
+        batch = {"observations": np.concatenate([s, g], 1), "actions": a,
+                 "next_observations": np.concatenate([s1, g1], 1),
+                 "rewards": hiro.intrinsic_reward(s, g, s1), "masks": np.ones(len(s), np.float32)}
+        hiro.td3_update(level, batch, rng, gamma, min(1, 3 * (1 - u / updates)), config)
     g = np.linspace(-2, 2, 81, dtype=np.float32)[:, None]
-    x, best, far = np.concatenate([0 * g, g], 1), np.clip(g / 0.2, -1, 1), np.abs(g[:, 0])
-    exact = -sum(c.low_gamma**i * np.maximum(far - 0.2 * (i + 1), 0) for i in range(10))
+    x, best, distance = np.concatenate([0 * g, g], 1), np.clip(g / 0.2, -1, 1), np.abs(g[:, 0])
+    exact = -sum(gamma**i * np.maximum(distance - 0.2 * (i + 1), 0) for i in range(10))
     q = hiro.critic(level["online"]["critic"], x, best)[0].mean(0)
-    mu = hiro.policy_constant(level["online"]["actor"], x)
+    mu = hiro.policy(level["online"]["actor"], x)[0]
     return np.abs(q - exact).mean() / np.ptp(exact), np.abs(mu - best).mean()
 
 
-def test_worker_learns_the_optimum_on_a_line(monkeypatch):
+def test_low_level_learns_the_optimum_on_a_line(monkeypatch):
     """Q within 5 % of its range and the action within 0.05; both lesions fail."""
-    q_error, mu_error = walker()
+    q_error, mu_error = low_level_on_a_line()
     assert q_error < 0.05 and mu_error < 0.05, (q_error, mu_error)
-    q_error, mu_error = walker(goal_transition=lambda s, g, s1: g)      # g' = g
+    q_error, mu_error = low_level_on_a_line(goal_transition=lambda s, g, s1: g)     # g' = g
     assert q_error > 0.05, q_error
     plain = hiro.actor_loss
     monkeypatch.setattr(hiro, "actor_loss", lambda *x: (
         0, {"actor": tree_map(np.negative, plain(*x)[1]["actor"])}, {}))
-    q_error, mu_error = walker()                                        # sign flipped
+    q_error, mu_error = low_level_on_a_line()                           # sign flipped
     assert q_error > 0.05 and mu_error > 0.05, (q_error, mu_error)
 
 
-class Field:
-    """A point on a plane by Gymnasium's convention, foreign to this project: Box [0, 4]^2, pushes
-    of (a - 2) / 4, success within 0.5 of the goal, the end beyond 6."""
+# ----------------------------------------------------------------------------- hiro: the loop
 
-    def __init__(self, keys=True, apart=False):
-        self.keys, self.apart, self.seeds, self.lengths = keys, apart, [], []
-        self.action_space = type("Box", (), {"low": np.zeros(2), "high": np.full(2, 4.0)})()
+
+class Plane:
+    """A point on a plane by the calls of `envs.GoalEnv`: pushes of a / 2, the time seen behind
+    the position, the end beyond 6 (true) or after 25 steps (time limit)."""
+
+    action_size = 2
+
+    def __init__(self):
+        self.lengths = []
 
     def observe(self):
-        if not self.keys:
-            return np.array([self.time, *self.s], np.float64)
-        o = np.array([self.time]) if self.apart else np.array([*self.s, self.time])
-        return {"observation": o, "achieved_goal": self.s.copy(), "desired_goal": self.goal.copy()}
+        return {"observation": np.array([*self.s, self.time]), "achieved_goal": self.s.copy(),
+                "desired_goal": self.goal.copy()}
 
     def reset(self, seed=None, options=None):
-        rng = np.random.default_rng(seed)
-        self.s, self.goal, self.time = np.zeros(2), rng.uniform(-3, 3, 2), 0
-        self.seeds.append(seed)
+        self.s, self.time = np.zeros(2), 0
+        self.goal = np.random.default_rng(seed).uniform(-3, 3, 2)
         self.lengths.append(0)
         return self.observe(), {}
 
     def step(self, action):
-        assert (action >= 0).all() and (action <= 4).all()
-        self.s, self.time = self.s + (action - 2) / 4, self.time + 1
+        assert action.dtype == np.float32 and (np.abs(action) <= 1).all()
+        self.s, self.time = self.s + action / 2, self.time + 1
         self.lengths[-1] += 1
-        far = np.linalg.norm(self.s - self.goal)
-        return (self.observe(), -far, bool(np.abs(self.s).max() > 6), self.time >= 25,
-                {"is_success": far < 0.5})
+        distance = np.linalg.norm(self.s - self.goal)
+        return (self.observe(), -distance, bool(np.abs(self.s).max() > 6), self.time >= 25,
+                {"success": distance < 0.5})
 
 
-def field_config(**changes):
-    return hiro.resolve({"c": 5, "steps": 600, "warmup": 200, "eval_every": 300, "goal_range": 0,
-                         "episodes": 3, "batch": 32, "high_updates": 1, **changes})
+def learn_on_a_plane(**changes):
+    """`hiro.learn` to its end -> environment, agent, [(step, row, over)]."""
+    config = hiro.resolve({"subgoal_interval": 5, "steps": 600, "warmup": 200, "goal_range": 0,
+                           "batch_size": 32, "high_updates": 1, "hidden_dims": (16, 16),
+                           **changes})
+    problem = hiro.prepare(config, env=Plane())
+    agent = hiro.init_agent(problem, problem.rngs)
+    problem.env.lengths.clear()
+    rows = [(int(agent["step"]), row, over)
+            for row, over in hiro.learn(problem.env, agent, config, problem.rngs)]
+    return problem.env, agent, rows
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_any_environment_with_dict_observations(apart):
-    """Windows are the episodes' own: cut by truncation (bootstrap) or termination (none)."""
-    env = Field(apart=apart)
-    result = hiro.train(env, field_config())
-    replay, n = result.params["replay"], int(result.params["replay"]["count"])
-    assert replay["states"].shape[2] == 3                   # position, time: the position once
-    length = replay["length"][:n]
-    assert 600 <= length.sum() < 625 and length.max() == 5
-    s = replay["states"][np.arange(n), length]
-    out = np.abs(s[:, :2]).max(1) > 6
+def test_windows_are_those_of_the_episodes():
+    """Cut by truncation (bootstrap) or termination (none), joined within an episode."""
+    env, agent, rows = learn_on_a_plane(low_noise=0.0)
+    replay, n = agent["replay"], int(agent["replay"]["count"])
+    length, states = replay["length"][:n], replay["states"][:n]
+    assert n == len(rows) and [step for step, *_ in rows] == np.cumsum(length).tolist()
+    assert 600 <= agent["step"] == length.sum() < 625 and length.max() == 5
+    ends = states[np.arange(n), length]
+    out = np.abs(ends[:, :2]).max(1) > 6
+    over = np.array([over for *_, over in rows])
     assert (replay["mask"][:n] == ~out).all() and 0 < out.sum() < n
-    training = np.array(env.lengths)[[i for i, k in enumerate(env.lengths) if k]]
-    assert set(training) - {25} and sorted(length[length < 5]) == sorted(
-        k % 5 for k in (s[:, 2][out]).astype(int) if k % 5)
-    a = replay["actions"][:n, 0]                            # in [-1, 1]; the plane moves by half
-    np.testing.assert_allclose(replay["states"][:n, 1, :2] - replay["states"][:n, 0, :2], a / 2,
-                               atol=1e-5)
-    assert result.summary["env"] == "Field"
-    assert set(result.summary) >= {"success", "success_last_step", "final_distance", "env_steps"}
-    act = result.actor()
-    assert act(env.reset(seed=1)[0]).shape == (2,)
-    result = hiro.train(env, field_config(eval_noise=0.5))
-    obs = env.reset(seed=1)[0]
-    assert (result.actor()(obs) != result.actor()(obs)).any()   # episodes have their own noise
+    assert (over == out | (ends[:, 2] == 25)).all() and over[-1]
+    assert env.lengths == ends[over, 2].tolist() and set(env.lengths) - {25}
+    assert sorted(length[length < 5]) == sorted(k % 5 for k in ends[out, 2].astype(int) if k % 5)
+    assert (states[0, :6, 2] == np.arange(6)).all()
+    first = np.concatenate([[True], over[:-1]])
+    assert ((states[:, 0, 2] == 0) == first).all()
+    assert (states[1:, 0][~first[1:]] == ends[:-1][~first[1:]]).all()
+    assert (replay["joined"][:n] == ~over).all()
+    a = replay["actions"][:n]
+    np.testing.assert_allclose(states[:, 1, :2] - states[:, 0, :2], a[:, 0] / 2, atol=1e-5)
+    warm = np.cumsum(length) - length < 200             # in the warm-up one action is held
+    steady = np.array([(x[:k] == x[0]).all() for x, k in zip(a, length)])
+    assert steady[warm].all() and not steady[~warm & (length > 1)].any()
+    assert np.abs(a[warm, 0]).mean() == pytest.approx(0.5, abs=0.1)
 
 
-def test_an_environment_of_its_own_kind(monkeypatch):
-    """Actions in the space's dtype; a position that is not first, though it seems so at rest; an
-    episode that never ends is refused."""
-    class Other(Field):
-        def __init__(self, limit):
-            super().__init__()
-            self.action_space.dtype, self.limit = np.dtype(np.float32), limit
-
-        def observe(self):                              # velocity first, and at rest it is 0, 0
-            o = super().observe()
-            return {**o, "observation": np.concatenate([0 * self.s, self.s])}
-
-        def step(self, action):
-            assert action.dtype == np.float32
-            obs, reward, _, _, info = super().step(action)
-            self.s = np.clip(self.s, -5, 5)
-            return obs, reward, False, self.time >= self.limit, info
-
-    result = hiro.train(Other(25), field_config(steps=250))
-    assert result.params["replay"]["states"].shape[2] == 6      # position, velocity, position
-    assert result.actor()(Other(25).reset(seed=1)[0]).dtype == np.float32
-    monkeypatch.setattr(hiro, "ENDLESS", 300)
-    with pytest.raises(ValueError, match="did not end in 30. steps; the environment needs a time"):
-        hiro.train(Other(10**6), field_config(steps=250, warmup=249))
-
-
-def test_any_environment_with_array_observations():
-    """The position anywhere in the array, one goal given; the range of goals is measured."""
-    env = Field(keys=False)
-    result = hiro.train(env, field_config(), goal=[1.0, 2.0], position=slice(1, 3))
-    replay, n = result.params["replay"], int(result.params["replay"]["count"])
-    assert (replay["task"][:n] == [1, 2]).all()
-    states, length = replay["states"], replay["length"]
-    np.testing.assert_array_equal(states[0, :6, 2], np.arange(6))       # time comes last
-    warm = np.flatnonzero((np.cumsum(length[:n]) - length[:n] < 200) & (length[:n] == 5))
-    moved = np.abs(states[warm, 5, :2] - states[warm, 0, :2])
-    np.testing.assert_allclose(result.goal_range, np.quantile(moved, 0.95, axis=0), rtol=1e-5)
-    assert (np.abs(replay["goal"][:n]) <= result.goal_range + 1e-6).all()
-    alone = hiro.train(Field(), field_config(steps=250, agent="td3"))
-    assert alone.goal_range.tolist() == [1, 1]              # has none: nothing is measured
-    given = hiro.train(Field(), field_config(steps=250), goal_range=[1.0, 0.5])
-    assert given.goal_range.tolist() == [1.0, 0.5]
+def test_the_range_of_goals_is_measured_in_the_warm_up():
+    """The 95th percentile of moves in c steps; goals of the warm-up are drawn within it."""
+    _, agent, _ = learn_on_a_plane()
+    replay, n = agent["replay"], int(agent["replay"]["count"])
+    states, length, goal_range = replay["states"], replay["length"][:n], agent["goal_range"]
+    begun = np.cumsum(length) - length
+    whole = np.flatnonzero((begun < 200) & (length == 5))
+    moved = np.abs(states[whole, 5, :2] - states[whole, 0, :2])
+    np.testing.assert_allclose(goal_range, np.quantile(moved, 0.95, axis=0), rtol=1e-5)
+    assert (np.abs(replay["goal"][:n]) <= goal_range + 1e-6).all()
+    drawn = replay["goal"][:n][begun < 200] / goal_range
+    assert np.abs(drawn).max() > 0.8 and np.abs(drawn.mean()) < 0.3 and np.isfinite(drawn).all()
+    _, agent, _ = learn_on_a_plane(steps=210, goal_range=1.5)
+    assert agent["goal_range"].tolist() == [1.5, 1.5]       # given: nothing is measured
+    with pytest.raises(ValueError, match="no 30 steps in a row in the warm-up"):
+        learn_on_a_plane(subgoal_interval=30)
+    with pytest.raises(ValueError, match="over --subgoal-interval 501 steps.* has 500"):
+        hiro.prepare(hiro.resolve({"subgoal_interval": 501, "goal_range": 0}))
 
 
 def test_learning_rates_fall_to_zero_and_stay_there(monkeypatch):
@@ -2195,254 +1618,361 @@ def test_learning_rates_fall_to_zero_and_stay_there(monkeypatch):
         return plain(*arguments)
 
     monkeypatch.setattr(hiro, "td3_update", td3_update)
-    result = hiro.train(Field(), field_config(steps=560, capacity=100, eval_every=100))
-    assert result.summary["env_steps"] > 565 and rates[0] == 1 and min(rates) == 0 == rates[-1]
-    assert (np.diff(rates) <= 0).all() and len(result.summary["success_curve"]) == 5
+    _, agent, rows = learn_on_a_plane(steps=560, capacity=100)
+    assert agent["step"] > 565 and len(agent["replay"]["mask"]) == 20
+    assert rates[0] == 1 and min(rates) == 0 == rates[-1] and (np.diff(rates) <= 0).all()
+    losses = {step for step, row, _ in rows if "low_loss" in row}
+    assert losses == {step for step, row, _ in rows if "high_loss" in row} == {
+        step for step, *_ in rows if step >= 200}           # no update in the warm-up
 
 
-def test_environments_that_cannot_be_used_say_why():
-    box = Field()
-    box.action_space = None
-    for env, goal, message in ((Field(), [0, 0], "give no goal"), (box, None, "action_space"),
-                               (Field(keys=False), None, "goal=")):
-        with pytest.raises(ValueError, match=message):
-            hiro.train(env, field_config(), goal=goal)
-    with pytest.raises(ValueError, match="goal_range must be positive"):
-        hiro.train(Field(), field_config(), goal_range=[1.0, 0.0])
+def test_updates_of_a_window_by_hand():
+    """One of the low level for each step and high_updates of the high level, after the warm-up;
+    with pretrain one after the other."""
+    config = hiro.resolve({"steps": 9000, "warmup": 1000})
+    window = {"actions": [0, 0, 0]}
+    assert hiro.schedule(999, window, config) == (0, 0, 1)
+    assert hiro.schedule(1000, window, config) == (3, 5, 1)
+    assert hiro.schedule(7500, window, config) == (3, 5, pytest.approx(0.5))
+    assert hiro.schedule(9001, window, config) == (3, 5, 0)
+    assert hiro.schedule(8000, window, dataclasses.replace(config, lr_decay=False))[2] == 1
+    config = dataclasses.replace(config, pretrain=2000)
+    assert [hiro.schedule(step, window, config)[:2] for step in (999, 1000, 2000, 2001)] == [
+        (0, 0), (3, 0), (3, 0), (0, 5)]
 
 
-@pytest.mark.parametrize("name", list(envs.GOAL_TASKS))
-def test_goal_tasks(name):
-    """Rewards, success and time limit by Gymnasium's calls; starts and goals as the task says."""
-    task = envs.GOAL_TASKS[name]()
-    obs, _ = task.reset(seed=3)
-    again, _ = envs.GOAL_TASKS[name]().reset(seed=3)
-    assert all((obs[k] == again[k]).all() for k in obs)
-    for t in range(1, task.limit + 1):
-        obs, reward, terminated, truncated, info = task.step(np.zeros(2))
-        gap = np.abs(obs["achieved_goal"] - obs["desired_goal"])
-        assert reward == pytest.approx(-(np.hypot(*gap) if "point" in name else gap.sum()))
-        assert (terminated, truncated) == (False, t == task.limit)
-    for s, g in [task.draw(np.random.default_rng(0), 500), *task.tests(np.random.default_rng(0),
-                                                                       50).values()]:
-        if name == "point-umaze":
-            assert np.abs(s).max() <= 0.1 and g.min() >= -2 and g.max() <= 10
-        else:                           # different rooms: no path of the grid without a door
-            assert task.maze.is_free(s).all() and task.maze.is_free(g).all()
-            rows, columns = s[:, 0], s[:, 1]
-            assert not ((rows < 6) & (columns < 6) & (g[:, 0] < 6) & (g[:, 1] < 6)).any()
-            assert not ((rows > 7) & (columns > 6) & (g[:, 0] > 7) & (g[:, 1] > 6)).any()
+def test_pretraining_is_of_the_low_level_alone_then_of_the_high_level_alone():
+    config = hiro.resolve({"subgoal_interval": 5, "steps": 400, "warmup": 100, "pretrain": 200,
+                           "batch_size": 8, "candidates": 3, "hidden_dims": (8,),
+                           "lr_decay": False})
+    problem = hiro.prepare(config, env=Plane())
+    agent, learned = hiro.init_agent(problem, problem.rngs), set()
+
+    def levels():
+        return {name: tree_map(np.copy, agent[name]["online"]) for name in ("low", "high")}
+
+    before = levels()
+    for row, _ in hiro.learn(problem.env, agent, config, problem.rngs):
+        now, step = levels(), int(agent["step"])
+        for name in ("low", "high"):
+            same = [(x == y).all() for x, y in zip(flatten(before[name]).values(),
+                                                   flatten(now[name]).values())]
+            learns = step >= 100 and (name == "low") == (step <= 200)
+            assert all(same) != learns and (f"{name}_loss" in row) == learns, (step, name)
+            learned |= {name} if learns else set()
+        goals = np.abs(agent["replay"]["goal"][:int(agent["replay"]["count"])])
+        assert goals.max() <= 2
+        before = now
+    assert learned == {"low", "high"}
 
 
-def test_tasks_by_hand():
-    task = envs.UMazeTask()
-    tests = task.tests(np.random.default_rng(0), 4)
-    assert [tests[k][1][0].tolist() for k in ("0_8", "8_0", "8_8")] == [[0, 8], [8, 0], [8, 8]]
-    task.maze.number(tests["random"][1])                    # raises in a wall
-    assert task.reached(np.array([2.5, 2.6])).tolist() == [True, False]
-    assert task.reached_last(np.array([5.0, 5.1])).tolist() == [True, False]
-    at = np.array([[1.0, 1.95]])
-    a = np.array([[1.0, 1.0]])
-    np.testing.assert_allclose(task.move(at, a), [[1.2, 2.0]], atol=1e-5)       # slides
-    np.testing.assert_array_equal(envs.UMazeTask("undo").move(at, a), at)
-    np.testing.assert_allclose(envs.UMazeTask("undo").move(at, -a), at - 0.2)
-    rooms = envs.FourRoomsTask()
-    moved = rooms.move(np.full((5, 2), 3.0), np.array([[0.4, -0.4], [-0.6, 0.5], [0.7, 0.6],
-                                                       [0.5, -0.9], [0.1, 0.5]]))
-    assert moved.tolist() == [[3, 3], [2, 3], [4, 3], [3, 2], [3, 4]]
-    seen = rooms.observe(rooms.maze.cells[:3].astype(float))
-    assert seen.shape == (3, 2 + 104) and (seen[:, :2] == rooms.maze.cells[:3]).all()
-    np.testing.assert_array_equal(seen[:, 2:], np.eye(3, 104))
+def test_exploration_of_goals():
+    """Uniform until the high level learns; then its goal and correlated noise, clipped [E10]."""
+    config = hiro.resolve({"warmup": 100, "high_noise": 0.1, "noise_correlation": 0.6})
+    problem, rng = hiro.prepare(config), np.random.default_rng(0)
+    agent = hiro.init_agent(problem, problem.rngs)
+    s, task, noise = np.zeros(2, np.float32), np.ones(2, np.float32), np.zeros(2)
+
+    def goals(n):
+        return np.array([hiro.explore_goal(agent, s, task, noise, rng, config)
+                         for _ in range(n)])
+
+    g = goals(2000)
+    assert g.dtype == np.float32 and np.abs(g).max() <= 2 and not noise.any()
+    assert g.std() == pytest.approx(2 / np.sqrt(3), rel=0.03)
+    agent["step"][...] = 100
+    mean = hiro.policies(agent, config).high(s[None], task[None])[0]
+    g = goals(8000) - mean
+    assert g.std() == pytest.approx(0.1 * 2, rel=0.05) and np.abs(g.mean(0)).max() < 0.02
+    assert np.corrcoef(g[1:, 0], g[:-1, 0])[0, 1] == pytest.approx(0.6, abs=0.04)
+    assert abs(np.corrcoef(g[:, 0], g[:, 1])[0, 1]) < 0.08
+    config = dataclasses.replace(config, high_noise=2.0)
+    assert np.abs(goals(2000)).max() == 2 and (np.abs(goals(2000)) == 2).mean() > 0.3
 
 
-@pytest.mark.parametrize("name", list(envs.GOAL_TASKS))
+# ------------------------------------------------------------- hiro: acting and evaluation
+
+
+def test_policies_see_what_they_are_told():
+    """Low level: [s; g], or without its position; high level: [s; D], its goals in units of the
+    range."""
+    for see_position, n in ((True, 5), (False, 3)):
+        config = hiro.resolve({"see_position": see_position})
+        agent = {"goal_range": np.array([2.0, 3.0], np.float32)}
+        rng = np.random.default_rng(0)
+        agent["low"] = hiro.td3_init(rng, n, 2, config)
+        agent["high"] = hiro.td3_init(rng, 5, 2, config)
+        acting = hiro.policies(agent, config)
+        s, g = (rng.normal(size=(4, k)).astype(np.float32) for k in (3, 2))
+        x = np.concatenate([s if see_position else s[:, 2:], g], 1)
+        close(acting.low(s, g), hiro.policy(agent["low"]["online"]["actor"], x)[0])
+        x = np.concatenate([s, g], 1)
+        close(acting.high(s, g), [2, 3] * hiro.policy(agent["high"]["online"]["actor"], x)[0], 1e-6)
+        assert acting.transition is hiro.goal_transition and acting.hierarchical
+
+
+def strong_agent(config, problem):
+    """An agent at its start, its networks scaled up so that it moves."""
+    agent = hiro.init_agent(problem, generators(1, "init"))
+    for level in ("low", "high"):
+        agent[level]["online"] = tree_map(lambda w: 3 * w, agent[level]["online"])
+    return agent
+
+
+@pytest.mark.parametrize("name", ["point-umaze", "point-umaze-undo"])
 def test_episodes_side_by_side_are_episodes_one_by_one(name):
     """The batched evaluation takes the path of the agent's act() through Gymnasium's calls."""
-    c = hiro.resolve({"seed": 1, "env": name, "eval_noise": 0.0})
-    task = envs.GOAL_TASKS[name]()
-    world = hiro.World(task, None, None)
-    tree = hiro.start(c, world, experiment.generators(1, "init"))
-    tree["low"]["online"] = tree_map(lambda w: 3 * w, tree["low"]["online"])
-    tree["high"]["online"] = tree_map(lambda w: 3 * w, tree["high"]["online"])
+    config = hiro.resolve({"seed": 1, "env": name, "eval_noise": 0.0})
+    problem = hiro.prepare(config)
+    agent, task = strong_agent(config, problem), problem.env
     starts, goals = task.draw(np.random.default_rng(0), 3)
-    far, paths, asked = hiro.rollout(task, tree, starts, goals, None, c)
+    distance, paths, asked = online.rollout(task, hiro.policies(agent, config), starts, goals,
+                                            None, config)
+    assert distance.shape == (500, 3) and paths.shape == (501, 3, 2) and asked.shape == (50, 3, 2)
+    actor = online.actors(problem, agent)
     for i in range(3):
         obs, _ = task.reset(options={"start": starts[i], "goal": goals[i]})
-        act = hiro.single_actor(world, tree, c, None)
+        act = actor()
         for t in range(100):
             obs, reward, *_ = task.step(act(obs))
             np.testing.assert_allclose(obs["achieved_goal"], paths[t + 1, i], atol=1e-3)
-            assert reward == pytest.approx(-far[t, i], abs=1e-3)
+            assert reward == pytest.approx(-distance[t, i], abs=1e-3)
     assert np.abs(paths[-1] - paths[0]).max() > 0.5
 
 
 def test_noise_in_evaluation():
-    """--eval-noise is the std of what is added to the worker's actions, before clipping."""
+    """--eval-noise is the std of what is added to the low level's actions, before clipping."""
     rng, zero = np.random.default_rng(0), np.zeros((20000, 2))
-    noisy = hiro.acting(zero, rng, hiro.resolve({"env": "grid-fourrooms", "eval_noise": 0.25}))
+    noisy = online.evaluation_action(zero, rng, hiro.resolve({"eval_noise": 0.25}))
     assert noisy.std() == pytest.approx(0.25, rel=0.02) and abs(noisy.mean()) < 0.01
-    noisy = hiro.acting(zero + 0.9, rng, hiro.resolve({"env": "grid-fourrooms"}))
+    noisy = online.evaluation_action(zero + 0.9, rng, hiro.resolve({"eval_noise": 0.5}))
     assert noisy.max() == 1 and 0.3 < (noisy == 1).mean() < 0.5
-    assert hiro.acting(zero, None, hiro.resolve({})) is zero
+    assert online.evaluation_action(zero, None, hiro.resolve({})) is zero
 
 
-TINY_HIRO = ("--steps", 1500, "--warmup", 500, "--eval-every", 500, "--episodes", 2, "--batch", 32,
-             "--high-updates", 1, "--hidden", "16,16")
+def test_evaluation_of_hiro_by_hand():
+    """A low level that goes to its goal, a high level that sends it on: success of each test."""
+    config = hiro.resolve({"eval_episodes": 4, "seed": 3})
+    task = envs.make_task(config.env)
+
+    def high(s, D):                                     # right, up, left: around the wall
+        x, y = s.T
+        place = np.where(y < 7.9, np.where(x < 7.9, [8 + 0 * x, y], [x, 8 + 0 * y]), [0 * x, y])
+        return np.clip(place.T - s, -2, 2)
+
+    acting = SimpleNamespace(high=high, low=straight, transition=hiro.goal_transition,
+                             hierarchical=True)
+    problem = SimpleNamespace(config=config, env=task, policies=lambda agent, config: acting)
+    summary, episodes = online.evaluate(problem, {"step": np.array(7)})
+    assert (summary["success"], summary["success_8_0"], summary["success_8_8"]) == (1, 1, 1)
+    assert summary["success_last_step"] == 1 and summary["final_distance"] < 0.5
+    assert list(episodes) == ["0_8", "8_0", "8_8", "random"]
+    errors = [summary[f"subgoal_error_{name}"] for name in episodes]
+    assert summary["subgoal_error"] == pytest.approx(np.mean(errors)) and max(errors) < 0.1
+    acting.high = lambda s, D: np.zeros((len(s), 2), np.float32)    # stays at (0, 0)
+    summary, again = online.evaluate(problem, {"step": np.array(7)})
+    assert summary["success"] == summary["success_8_8"] == 0 == summary["success_last_step"]
+    assert summary["final_distance"] == pytest.approx(8, abs=0.1)
+    for name in episodes:
+        assert (again[name][2] == episodes[name][2]).all()          # the same goals and starts
+        assert (again[name][0][0] == episodes[name][0][0]).all()
 
 
-def test_missed_goals_by_hand():
-    """c 2, five steps, two episodes: two whole windows, the third is cut short."""
-    paths = np.zeros((6, 2, 2))
-    paths[2, 0], paths[4, 0], paths[5] = (1, 1), (2, 2), 9
-    asked = np.array([[[1, 1], [3, 4]], [[2, 5], [0, 1]], [[7, 7], [7, 7]]], float)
-    assert hiro.missed(paths, asked, 2).tolist() == [[0, 5], [3, 1]]
+# ------------------------------------------------------------------------------ hiro: using it
 
 
-def test_summary_of_a_hiro_run_by_hand():
-    """Means of the last 20 rows; curves: what the correction did up to each evaluation."""
-    logs = {"train": [{"step": 100, "changed": ""}] + [
-        {"step": step, "changed": x, "moved": 2 * x, "gain": -x}
-        for step, x in ((1000, 0.25), (1500, 0.75), (2000, 1.0), (2001, 0.5), (4000, 0.0))],
-        "eval": [{"step": 500, "success": 0.5, "missed": 3}, {"step": 2000, "success": 0.95,
-                  "missed": 2}, {"step": 4000, "success": 0.0, "missed": 1}]}
-    run = SimpleNamespace(logs=logs, seconds=lambda: 7.04)
-    seen = hiro.summarise(hiro.resolve({}), "x", run, logs["eval"][-1], 4000)
-    assert (seen["changed"], seen["moved"], seen["gain"]) == (0.5, 1, -0.5)
-    assert seen["changed_curve"] == [None, 0.667, 0.25]         # nothing before the first
-    assert seen["gain_curve"] == [None, -0.667, -0.25]
-    assert seen["missed_curve"] == [3, 2, 1] and seen["success_curve"] == [0.5, 0.95, 0]
-    assert seen["first_success"] == 2000 and seen["train_seconds"] == 7.0
+def test_a_loaded_hiro_agent_acts_as_in_evaluation(tmp_path, no_pictures):
+    """The path of the evaluation's first episode of each test, by `load` and Gymnasium's calls."""
+    config = hiro.resolve({"steps": 600, "warmup": 500, "eval_interval": 600, "batch_size": 32,
+                           "eval_episodes": 1, "high_updates": 1, "hidden_dims": (16, 16)})
+    problem = hiro.prepare(config)
+    result = hiro.train(problem, Run(str(tmp_path), config, counter="step"))
+    episodes = problem.evaluate(problem, result.agent)[1]
+    # five lines: load a run and act with it
+    actor, env = hiro.load(tmp_path), envs.make_task("point-umaze")
+    for paths, asked, goals, success in episodes.values():
+        obs, _ = env.reset(options={"start": paths[0, 0], "goal": goals[0]})
+        act, ours = actor(), result.actor()
+        for t in range(60):
+            action = act(obs)
+            assert (action == ours(obs)).all()
+            obs, reward, terminated, truncated, info = env.step(action)
+            np.testing.assert_allclose(obs["observation"], paths[t + 1, 0], atol=1e-3)
+    assert np.abs(paths[60] - paths[0]).max() > 0.1
 
 
-def test_a_hiro_run_leaves_its_files_and_evaluates_again(tmp_path, capsys):
-    out = tmp_path / "run"
-    assert hiql_main(*TINY_HIRO, "--out", out, "--seed", 4, program=hiro) == 0
-    assert set(os.listdir(out)) == {"config.json", "train.csv", "eval.csv", "checkpoint.npz",
-                                    "summary.json", "episodes.png", "curve.png", "correction.png"}
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["seed"] == 4 and summary["env_steps"] == 1500
-    assert len(summary["success_curve"]) == 3
-    rows = [row for row in experiment.read_rows(out / "train.csv") if row["changed"]]
-    for key in ("changed", "moved", "gain"):            # fewer than the last 20: all of them
-        assert summary[key] == pytest.approx(np.mean([float(row[key]) for row in rows]), rel=1e-4)
-    assert summary["missed"] > 0 and summary["missed_curve"][-1] == round(summary["missed"], 3)
-    capsys.readouterr()
-    assert hiql_main("--eval", out, program=hiro) == 0
-    printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    for key in ("success", "success_random", "final_distance"):
-        assert float(printed[key]) == pytest.approx(summary[key], abs=1e-4)
-    assert hiql_main(*TINY_HIRO, "--out", out, program=hiro) == 2       # nothing is overwritten
-    assert "already holds a run" in capsys.readouterr().err
+def test_hiro_trains_on_an_own_layout():
+    """Five lines: a layout, a task, a config, training, an episode by the trained agent."""
+    task = envs.GoalEnv(envs.PointMaze("mine", CORRIDOR, limit=60))
+    config = hiro.resolve({"quick": True, "steps": 300, "warmup": 200, "eval_interval": 300})
+    result = hiro.train(hiro.prepare(config, env=task))
+    act, (obs, _) = result.actor(), task.reset(seed=0)
+    obs, reward, terminated, truncated, info = task.step(act(obs))
 
-
-@pytest.mark.parametrize("env", ["point-umaze", pytest.param(
-    "grid-fourrooms", marks=pytest.mark.slow)])
-def test_hiro_resumes_as_if_never_stopped(env, tmp_path, monkeypatch):
-    """Ctrl-C in the middle of an episode, then --resume: the same bits, replay included."""
-    monkeypatch.setattr(hiro, "draw", lambda *_: None)
-    whole, parts, other = tmp_path / "whole", tmp_path / "parts", tmp_path / "other"
-    words = (*TINY_HIRO, "--env", env, "--noise-keep", 0.5, "--steps", 1000)
-    assert hiql_main(*words, "--out", whole, program=hiro) == 0
-    assert hiql_main(*words, "--out", other, "--eval-every", 400, program=hiro) == 0
-    count, plain = [], hiro.learn
-
-    def learn(*arguments):
-        count.append(1)
-        if len(count) == 30:
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(*arguments)
-
-    monkeypatch.setattr(hiro, "learn", learn)
-    assert hiql_main(*words, "--out", parts, program=hiro) == 130
-    assert not (parts / "summary.json").exists()
-    monkeypatch.setattr(hiro, "learn", plain)
-    assert hiql_main("--resume", parts, program=hiro) == 0
-    trees = [flatten(nets.load_tree(f / "checkpoint.npz")) for f in (whole, parts, other)]
-    for path, x in trees[0].items():
-        if path != "seconds":
-            assert (trees[1][path] == x).all(), path
-            assert (trees[2][path] == x).all() or "early" in path, path
-    rows = [[{k: x for k, x in row.items() if k != "seconds"}
-             for row in experiment.read_rows(f / "eval.csv")] for f in (whole, parts)]
-    assert rows[0] == rows[1]
-
-
-WRONG_HIRO = [("--env point-medium", "invalid choice"), ("--agent hiql", "invalid choice"),
-              ("--c 0", "--c must be positive"), ("--steps -1", "--steps must be positive"),
-              ("--steps 2500", "--steps 2500 must be above --warmup 2500"),
-              ("--pretrain 100", "--pretrain 100 must lie between --warmup 2500"),
-              ("--low-relabel --boundary new", "--boundary new is the manager's next goal"),
-              ("--batch 0", "--batch"), ("--hidden 0", "--hidden"),
-              ("--low-gamma 1", "--low-gamma"),
-              ("--high-gamma 0", "--high-gamma"), ("--target-rate 0", "--target-rate"),
-              ("--candidates 1", "--candidates must be at least 2"), ("--seed -2", "--seed"),
-              ("--warmup 5", "--warmup must be at least --c 10"), ("--delay 0", "--delay"),
-              ("--low-noise -1", "--low-noise"), ("--high-noise nan", "--high-noise"),
-              ("--noise-keep 1", "--noise-keep"), ("--correction some", "invalid choice"),
-              ("--agent td3 --correction none", "--correction is for --agent hiro"),
-              ("--env grid-fourrooms --contact undo", "--contact is for point-umaze"),
-              ("--goal-range -2", "--goal-range"), ("--capacity 3", "--capacity"),
-              ("--env grid-fourrooms --c 101 --goal-range 0", "of grid-fourrooms has 100"),
-              ("--critic-loss l1", "invalid choice"), ("--correctoin none", "did you mean"),
-              ("--resume nowhere", "nowhere"), ("--eval .", "config.json"),
-              ("--seeds 3-1", "seeds are A-B"), ("--out /dev/null/x", "/dev/null")]
-
-
-@pytest.mark.parametrize("words, message", WRONG_HIRO)
-def test_wrong_input_to_hiro(words, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert hiql_main(*words.split(), program=hiro) == 2
-    err = capsys.readouterr().err
-    assert message in err and err.count("\n") == 1 and err.startswith("hiro.py: error: ")
-    assert os.listdir(tmp_path) == []
+    assert result.summary["env"] == "mine" and reward in (-1, 0)
+    assert set(result.summary) > {f"success_task{i}" for i in range(2, 6)} | {"success_random"}
 
 
 @pytest.mark.slow
 def test_hiro_solves_the_u_maze(monkeypatch):
-    """Around the wall to (0, 8) on a fresh seed; a manager paid for distance does not get there."""
-    c = hiro.resolve({"seed": 50})
+    """Around the wall to (0, 8) on a fresh seed; a high level paid for distance does not get
+    there."""
+    config = hiro.resolve({"seed": 50})
     with contextlib.redirect_stdout(io.StringIO()):
-        summary = hiro.train(hiro.prepare(c).env, c).summary
+        summary = hiro.train(hiro.prepare(config)).summary
     assert summary["success"] >= 0.95 and summary["success_8_8"] >= 0.95
     plain = hiro.sample_windows
 
     def paid_for_distance(*arguments):
         batch, info = plain(*arguments)
-        return {**batch, "r": -batch["r"]}, info
+        return {**batch, "rewards": -batch["rewards"]}, info
 
     monkeypatch.setattr(hiro, "sample_windows", paid_for_distance)
-    c = dataclasses.replace(c, steps=10000)
+    config = dataclasses.replace(config, steps=10000)
     with contextlib.redirect_stdout(io.StringIO()):
-        summary = hiro.train(hiro.prepare(c).env, c).summary
+        summary = hiro.train(hiro.prepare(config)).summary
     assert summary["success"] < 0.5 and summary["success_8_8"] < 0.5
+
+
+# ================================================================= the form of the reference
+
+FLOORS = {"nets": 0, "envs": 0, "support": 1, "hiql": 2, "hiro": 2, "lab": 3}   # tests: 4
+
+
+def imports():
+    """{module: modules of this project that it imports, anywhere in its code}, by dotted names."""
+    paths = [path for folder in ("", "support", "lab")
+             for path in glob.glob(os.path.join(HERE, folder, "*.py"))]
+    names = {os.path.relpath(path, HERE)[:-3].replace(os.sep, ".").removesuffix(".__init__"): path
+             for path in paths}
+    found = {}
+    for name, path in names.items():
+        with open(path) as file:
+            nodes = list(ast.walk(ast.parse(file.read())))
+        words = {alias.name for node in nodes if isinstance(node, ast.Import)
+                 for alias in node.names}
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{name} has a relative import"
+                words |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        found[name] = words & set(names) - {"support", "lab"}
+    return found
+
+
+def test_imports_go_downwards_only():
+    """nets, envs <- support <- hiql, hiro <- lab <- tests; within a folder there is no circle."""
+    graph = imports()
+    assert {"nets", "envs", "hiql", "hiro", "support.run", "lab.ogbench"} <= set(graph)
+
+    def floor(name):
+        test = name.split(".")[-1].startswith("test_")
+        return 4 if test else FLOORS.get(name.split(".")[0], 4)
+
+    for name, below in graph.items():
+        for other in below:
+            beside = floor(other) == floor(name) and name.split(".")[0] == other.split(".")[0]
+            assert floor(name) == 4 or floor(other) < floor(name) or beside, f"{name}: {other}"
+    assert graph["nets"] == graph["envs"] == set()
+    for name in ("hiql", "hiro"):
+        assert all(other in ("nets", "envs") or other.startswith("support.")
+                   for other in graph[name]), name
+    assert not any(name.startswith("lab") for name in graph["test_all"])
+    list(graphlib.TopologicalSorter(graph).static_order())              # CycleError: a circle
+
+
+@pytest.mark.parametrize("learn", [hiql.learn, hiro.learn])
+def test_the_loop_fits_on_a_page(learn):
+    """At most 25 lines of code in the paper's algorithm box, its docstring left out."""
+    source = textwrap.dedent(inspect.getsource(learn))
+    docstring = ast.parse(source).body[0].body[0]
+    assert isinstance(docstring.value, ast.Constant)
+    lines = source.splitlines()
+    code = [line for line in lines[:docstring.lineno - 1] + lines[docstring.end_lineno:]
+            if line.strip() and not line.strip().startswith("#")]
+    assert 10 < len(code) <= 25
+
+
+@pytest.mark.parametrize("program, letter, elsewhere", [
+    (hiql, "D", {"D13": "lab/baselines.py", "D15": "lab/ogbench.py", "D16": "lab/ogbench.py",
+                 "D17": "lab/ogbench.py"}),
+    (hiro, "E", {"E17": "lab/tasks.py", "E18": "lab/td3.py"})])
+def test_every_deviation_is_documented_and_tagged(program, letter, elsewhere):
+    """Each one stands at the top of the file it belongs to and at the code that it is about."""
+    with open(program.__file__) as file, open(envs.__file__) as mazes:
+        doc, code = file.read().split('"""', 2)[1:]
+        code += mazes.read()
+    listed = re.findall(rf"^ ({letter}\d+) ", doc, re.M)
+    numbers = range(1, len(listed) + len(elsewhere) + 1)
+    assert len(set(listed)) == len(listed)
+    assert set(listed) | set(elsewhere) == {f"{letter}{i}" for i in numbers}
+    assert set(re.findall(rf"\[({letter}\d+)\]", code)) - set(elsewhere) == set(listed)
+    for tag, path in elsewhere.items():
+        with open(os.path.join(HERE, path)) as file:
+            assert tag in file.read() and path in doc, tag
 
 
 # -------------------------------------------------------------------- certificate and speed table
 
 
-def four_rooms(steps=8000, seed=0):
-    """`value_errors` of a value trained alone on the data of grid-fourrooms."""
-    c = hiql.resolve({"env": "grid-fourrooms", "seed": seed, "steps": steps, "contrast": False})
-    problem = hiql.prepare(c)
-    params = train_tiny(problem.env, problem.data, c, {"value": hiql.value_loss}, seed)
-    return value_errors(problem.env, problem.data, c, params)
+def loss_errors(cases):
+    """{name: {array: error}} of losses against the complex step.
+
+    cases: {name: (loss, tree)}, loss(tree) -> value, analytic gradients of some of its arrays,
+    and what else it returns. Tests of other losses use it too.
+    """
+    return {name: nets.derivative_error(lambda tree: loss(tree)[0], tree, loss(tree)[1])
+            for name, (loss, tree) in cases.items()}
 
 
-def speed_problem(hidden, seed=0):
-    """One HIQL problem in float32 with batch 256, and `step()`, a whole update with sampling."""
-    c = hiql.resolve({"hidden": hidden, "contrast": False})
-    problem = hiql.prepare(c)
-    params = hiql.init(c, problem.env, problem.data, problem.rngs)
-    optimiser = nets.adam_init({k: p for k, p in params.items() if k != "target"})
-
-    def step():
-        batch = hiql.sample(problem.data, problem.labelled, problem.rngs["batch"], c)
-        hiql.update(params, optimiser, batch, c, hiql.LOSSES["hiql"], c.lr)
-
-    return step, matrix_products(params, c.batch)
+def toy_case(loss, **changes):
+    """A case of `loss_errors` from a loss(params, batch, config) and the arguments of `toy`."""
+    config, params, batch = toy(**changes)
+    return lambda tree: loss(tree, batch, config), params
 
 
-def matrix_products(params, batch):
+def certificate():
+    """{layer or loss: {array: error}}: analytic derivative against the complex step."""
+    networks, target, batch, noise = toy_td3()
+    rng, x, a = np.random.default_rng(0), batch["observations"], batch["actions"]
+    dq = rng.normal(size=(2, 7))
+
+    def critics(tree):
+        q, back = hiro.critic(tree["p"], x, tree["a"])
+        da, grads = back(dq)
+        return (dq * q).sum(), {"p": grads, "a": da}
+
+    config, params, toy_batch = toy()
+    s, dv = toy_batch["observations"], rng.normal(size=(2, 7))
+    z = hiql.phi(params, s, toy_batch["value_goals"], config)[0]
+
+    def values(tree):
+        v, back = hiql.value(tree["p"], s, tree["z"])
+        dz, grads = back(dv)
+        return (dv * v).sum(), {"p": grads, "z": dz}
+
+    cases = {
+        "loss: value": toy_case(hiql.value_loss),
+        "loss: value, phi(g)": toy_case(hiql.value_loss, rep_type="phi_g"),
+        "loss: value, no phi": toy_case(hiql.value_loss, rep_type="none"),
+        "loss: high level": toy_case(hiql.high_loss),
+        "loss: high level, no phi": toy_case(hiql.high_loss, rep_type="none"),
+        "loss: high level, learned std": toy_case(hiql.high_loss, const_std=False),
+        "loss: low level": toy_case(hiql.low_loss),
+        "loss: low level, learned std": toy_case(hiql.low_loss, const_std=False),
+        "loss: low level, discrete": toy_case(hiql.low_loss, discrete=True),
+        "loss: flat policy": toy_case(hiql.flat_loss),
+        "loss: critics, huber": (lambda tree: hiro.critic_loss(
+            tree, target, batch, noise, 0.9, "huber"), networks),
+        "loss: critics, squared": (lambda tree: hiro.critic_loss(
+            tree, target, batch, noise, 0.9, "squared"), networks),
+        "loss: policy, through the critic": (lambda tree: hiro.actor_loss(tree, x), networks),
+        "critics, and their input a": (critics, {"p": networks["critic"], "a": a}),
+        "value heads, and their input z": (values, {"p": params["value"], "z": z})}
+    layers = {f"layer: {name}": errors for name, errors in nets.layer_errors().items()}
+    return {**layers, **loss_errors(cases)}
+
+
+def matrix_products(params, batch_size):
     """The bare products of one HIQL update, heads batched, in its own shapes and dtype.
 
     V: one forward and two backward at (s, g), two target forwards, four advantage forwards; phi:
@@ -2453,62 +1983,14 @@ def matrix_products(params, batch):
         for layer, p in params[name].items():
             if layer.startswith("dense"):
                 w = p["W"]
-                x, y = (rng.normal(size=w.shape[:-2] + (batch, n)).astype(w.dtype)
+                x, y = (rng.normal(size=w.shape[:-2] + (batch_size, n)).astype(w.dtype)
                         for n in w.shape[-2:])
                 jobs += [(x, w)] * forwards
                 jobs += [(x.swapaxes(-1, -2), y), (y, w.swapaxes(-1, -2))]
     return lambda: [a @ b for a, b in jobs]
 
 
-def timed(f):
-    start = time.perf_counter()
-    f()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def speed(hidden, updates=400):
-    """Medians in ms of update and floor, timed in turn; last tenth of updates over the first."""
-    step, floor = speed_problem(hidden)
-    for _ in range(10):
-        step(), floor()
-    pairs = np.array([(timed(step), timed(floor)) for _ in range(updates)])
-    tenth = updates // 10
-    drift = np.median(pairs[-tenth:, 0]) / np.median(pairs[:tenth, 0])
-    return *np.median(pairs, axis=0), drift
-
-
-def hiro_speed(windows=40):
-    """ms for each environment step of HIRO: {part: median}, products among them.
-
-    updates: a window's worker and manager updates (sampling and relabelling left out), products:
-    their bare matrix products, each divided by c; relabelling; environment and acting.
-    """
-    c = hiro.resolve({"steps": 5000, "seed": 0, "eval_every": 5000, "episodes": 1})
-    with contextlib.redirect_stdout(io.StringIO()):
-        tree = hiro.train(hiro.prepare(c).env, c).params
-    world, rng = hiro.World(envs.UMazeTask(), None, None), np.random.default_rng(0)
-    jobs = [job for level, n in (("low", c.c), ("high", c.high_updates))
-            for job in td3_products(tree[level]["online"], c.batch, n)]
-    half, act = tree["half"], hiro.policies(tree, tree["half"], c)[1]
-    task = world.read(world.env.reset(seed=0)[0])[1]
-    parts = {name: [] for name in ("updates", "products", "relabelling", "environment")}
-    for _ in range(windows):
-        low = [hiro.sample_steps(tree["replay"], rng, half, c) for _ in range(c.c)]
-        begin = time.perf_counter()
-        high = [hiro.sample_windows(tree["replay"], rng, act, half, c)[0]
-                for _ in range(c.high_updates)]
-        parts["relabelling"].append(1e3 * (time.perf_counter() - begin))
-        parts["updates"].append(
-            sum(timed(lambda: hiro.td3_update(tree["low"], b, rng, 0.95, 1, c)) for b in low)
-            + sum(timed(lambda: hiro.td3_update(tree["high"], b, rng, 0.99, 1, c)) for b in high))
-        parts["products"].append(timed(lambda: [a @ b for a, b in jobs]))
-        world.env.reset(seed=0)
-        parts["environment"].append(timed(lambda: hiro.explore_window(
-            world, np.zeros(2, np.float32), task, tree, np.zeros(2), rng, c.steps, c)))
-    return {name: np.median(x) / c.c for name, x in parts.items()}
-
-
-def td3_products(params, batch, updates):
+def td3_products(params, batch_size, updates):
     """The bare products of TD3 updates, policy and targets at every second one.
 
     Critics: one forward and two backward, one target forward; target policy: one forward; policy:
@@ -2518,7 +2000,7 @@ def td3_products(params, batch, updates):
     for net, layers in params.items():
         for p in layers.values():
             w = p["W"]
-            x, y = (rng.normal(size=w.shape[:-2] + (batch, n)).astype(w.dtype)
+            x, y = (rng.normal(size=w.shape[:-2] + (batch_size, n)).astype(w.dtype)
                     for n in w.shape[-2:])
             backward = [(x.swapaxes(-1, -2), y), (y, w.swapaxes(-1, -2))]
             if net == "critic":
@@ -2529,10 +2011,73 @@ def td3_products(params, batch, updates):
     return jobs
 
 
+def timed(f):
+    """Milliseconds that f() takes."""
+    start = time.perf_counter()
+    f()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def hiql_speed(hidden_dims, updates=400):
+    """Medians in ms of an update, sampling included, in float32 with batch 256, and of its bare
+    matrix products, timed in turn; the last tenth of updates over the first."""
+    config = hiql.resolve({"hidden_dims": hidden_dims, "train_flat": False, "lr_decay": False,
+                           "steps": updates + 10})
+    problem = hiql.prepare(config)
+    agent = offline.init_agent(problem, problem.rngs)
+    loop = hiql.learn(problem, agent, problem.rngs["batch"])
+    floor = matrix_products(agent["params"], config.batch_size)
+    for _ in range(10):
+        next(loop), floor()
+    pairs = np.array([(timed(lambda: next(loop)), timed(floor)) for _ in range(updates)])
+    tenth = updates // 10
+    drift = np.median(pairs[-tenth:, 0]) / np.median(pairs[:tenth, 0])
+    return *np.median(pairs, axis=0), drift
+
+
+def hiro_speed(windows=40):
+    """ms for each environment step of HIRO: {part: median}, products among them.
+
+    updates: a window's updates of both levels (sampling and relabelling left out), products:
+    their bare matrix products, each divided by c; relabelling; environment and acting.
+    """
+    config = hiro.resolve({"steps": 5000, "seed": 0, "eval_interval": 5000, "eval_episodes": 1})
+    with contextlib.redirect_stdout(io.StringIO()):
+        agent = hiro.train(hiro.prepare(config)).agent
+    env, rng, c = envs.make_task(config.env), np.random.default_rng(0), config.subgoal_interval
+    low, high, replay, goal_range = (agent[x] for x in ("low", "high", "replay", "goal_range"))
+    jobs = [job for level, n in ((low, c), (high, config.high_updates))
+            for job in td3_products(level["online"], config.batch_size, n)]
+    acting, s = hiro.policies(agent, config), np.zeros(2, np.float32)
+    task = online.read(env.reset(seed=0)[0])[1]
+
+    def explore():
+        g = hiro.explore_goal(agent, s, task, np.zeros(2), rng, config)
+        hiro.explore_window(env, s, task, g, acting, False, rng, config)
+
+    def update(level, batch, gamma):
+        return timed(lambda: hiro.td3_update(level, batch, rng, gamma, 1.0, config))
+
+    parts = {name: [] for name in ("updates", "products", "relabelling", "environment")}
+    for _ in range(windows):
+        steps = [hiro.sample_steps(replay, rng, goal_range, config) for _ in range(c)]
+        begin = time.perf_counter()
+        relabelled = [hiro.sample_windows(replay, rng, acting.low, goal_range, config)[0]
+                      for _ in range(config.high_updates)]
+        parts["relabelling"].append(1e3 * (time.perf_counter() - begin))
+        parts["updates"].append(sum(update(low, batch, config.low_discount) for batch in steps)
+                                + sum(update(high, batch, config.high_discount)
+                                      for batch in relabelled))
+        parts["products"].append(timed(lambda: [a @ b for a, b in jobs]))
+        env.reset(seed=0)
+        parts["environment"].append(timed(explore))
+    return {name: np.median(x) / c for name, x in parts.items()}
+
+
 @pytest.mark.slow
 def test_speed_relative_to_matrix_products():
     """A guard against a much slower update, generous since machines are noisy."""
-    update, floor, drift = speed((256, 256), 200)
+    update, floor, drift = hiql_speed((256, 256), 200)
     assert update / floor < 4 and drift < 1.5
 
 
@@ -2547,19 +2092,24 @@ def main():
     print(f"  worst of all {worst:.1e}\n")
     print("speed, float32, batch 256, one BLAS thread: one HIQL update (sampling, losses, Adam, "
           "EMA)\n  hidden            update ms   products ms   ratio   last tenth / first")
-    for hidden in ((256, 256), (128, 128, 128)):
-        update, floor, drift = speed(hidden)
-        print(f"  {str(hidden):16s} {update:10.2f} {floor:13.2f} {update / floor:7.2f} "
+    for hidden_dims in ((256, 256), (128, 128, 128)):
+        update, floor, drift = hiql_speed(hidden_dims)
+        print(f"  {str(hidden_dims):16s} {update:10.2f} {floor:13.2f} {update / floor:7.2f} "
               f"{drift:12.2f}")
     parts = hiro_speed()
     print("\nHIRO, float32, hidden 64,64, batch 100: ms for each environment step\n"
-          f"  one worker update and a window's manager updates / c {parts['updates']:.2f}, their "
-          f"products {parts['products']:.2f}: ratio {parts['updates'] / parts['products']:.2f}\n"
-          f"  relabelling and sampling of the manager's batches {parts['relabelling']:.2f}\n"
+          "  one update of the low level and a window's updates of the high level / c "
+          f"{parts['updates']:.2f}, their products {parts['products']:.2f}: ratio "
+          f"{parts['updates'] / parts['products']:.2f}\n"
+          "  relabelling and sampling of the high level's batches "
+          f"{parts['relabelling']:.2f}\n"
           f"  environment and acting {parts['environment']:.2f}: "
           f"{1e3 / parts['environment']:.0f} steps per second without learning")
-    import resource
-    print(f"  peak memory of this process "
+    try:
+        import resource                                 # not on Windows
+    except ImportError:
+        return
+    print("  peak memory of this process "
           f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 

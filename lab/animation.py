@@ -1,0 +1,95 @@
+"""The animation of README's first screen: an episode of HIQL and one of HIRO, side by side.
+
+    python -m lab.animation HIQL_RUN HIRO_RUN [FILE]    (default: pictures/agents.gif)
+
+takes two finished runs, of point-medium and point-umaze, and under a minute. Left: the agent, the
+subgoals of the high-level policy on the map of the value. Right: the agent, and the goal that the
+high-level policy gives every c steps.
+"""
+
+import hiql                             # first: it sets one BLAS thread before numpy loads
+
+import os
+import sys
+
+import numpy as np
+from matplotlib.animation import FuncAnimation, PillowWriter
+
+import hiro
+from support import offline, online, plots
+from support.run import HERE, exit_with_error, load_run
+
+TASK, FRAMES = 3, 60                    # task 4: its goal lies behind a wall
+
+
+def hiql_episode(problem, agent):
+    """One episode of the task -> path (T,2), goal (2,), subgoals (T,2), value map (n,)."""
+    config, env, params = problem.config, problem.env, agent["params"]
+    start, goal = (env.place(np.array([cell]), np.random.default_rng(0))
+                   for cell in env.tasks[TASK])
+    act = offline.agent_actor(problem, agent)
+    _, steps, paths = offline.rollout(env, act, start, goal, np.random.default_rng(0))
+    path = paths[:steps[0] + 1, 0]
+    points, free = plots.lattice(env)
+    points = points[free]
+    values = hiql.value_map(params, points, goal.repeat(len(points), 0), config)
+    return path, goal[0], hiql.subgoal_places(params, path, goal, points, config), values
+
+
+def hiro_episode(problem, agent):
+    """One episode with the goal (0, 8) -> path (T,2), goal (2,), places asked for (T,2)."""
+    config, task = problem.config, problem.env
+    starts, goals = (x[:1] for x in next(iter(task.tests(np.random.default_rng(0), 1).values())))
+    distance, paths, asked = online.rollout(task, problem.policies(agent, config), starts, goals,
+                                            np.random.default_rng(0), config)
+    reached = task.reached(distance[:, 0])
+    end = min(reached.argmax() + 10 if reached.any() else len(distance), len(distance))
+    return paths[:end + 1, 0], goals[0], asked[:, 0].repeat(config.subgoal_interval, 0)
+
+
+def animate(file, left, right, mazes):
+    """Write both episodes, each stretched over FRAMES frames, as a gif."""
+    figure, axes = plots.plt.subplots(1, 2, figsize=(6.4, 3.3), dpi=75, layout="constrained")
+    movers = []
+    for ax, maze, title, (path, goal, aims, *values) in zip(
+            axes, mazes, ("HIQL: value and subgoals", "HIRO: relative goals"), (left, right)):
+        style = dict(cmap="viridis") if values else {}
+        plots.draw_maze(ax, maze, *values, **style)
+        ax.plot(*plots.plot_xy(maze, goal), "r*", ms=11)
+        ax.set_title(title, fontsize=9)
+        trail, = ax.plot([], [], "w-" if values else "C0-", lw=1)
+        aim, = ax.plot([], [], "C1-", lw=1.5)
+        tip, = ax.plot([], [], "C1o", ms=4)
+        agent, = ax.plot([], [], "ko", mec="w", ms=7)
+        movers.append((maze, path, aims, trail, aim, tip, agent))
+
+    def draw(frame):
+        for maze, path, aims, trail, aim, tip, agent in movers:
+            t = round(frame / (FRAMES - 1) * (len(path) - 1))
+            place = aims[min(t, len(aims) - 1)]
+            trail.set_data(*plots.plot_xy(maze, path[:t + 1]))
+            aim.set_data(*plots.plot_xy(maze, np.array([path[t], place])))
+            tip.set_data(*plots.plot_xy(maze, place[None]))
+            agent.set_data(*plots.plot_xy(maze, path[t:t + 1]))
+
+    temporary = f"{file}.tmp.gif"                       # the writer goes by the ending
+    FuncAnimation(figure, draw, FRAMES).save(temporary, PillowWriter(fps=10))
+    plots.plt.close(figure)
+    os.replace(temporary, file)
+
+
+def main():
+    if len(sys.argv) not in (3, 4):
+        exit_with_error("give two runs: python -m lab.animation HIQL_RUN HIRO_RUN [FILE]")
+    file = sys.argv[3] if len(sys.argv) == 4 else os.path.join(HERE, "pictures", "agents.gif")
+    try:
+        runs = [load_run(*x) for x in zip((hiql, hiro), sys.argv[1:3])]
+        animate(file, hiql_episode(*runs[0]), hiro_episode(*runs[1]),
+                (runs[0][0].env, runs[1][0].env.maze))
+    except (ValueError, OSError) as e:
+        exit_with_error(e)
+    print(f"{file}: {os.path.getsize(file) / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""What HIQL is compared with: flat, gciql, gcbc, hgcbc, and controllers that learn nothing.
+
+    python -m lab.baselines --agent gciql            takes the flags of hiql.py as well
+    python -m lab.baselines --agent hiql --env grid-fourrooms       hiql itself, to measure on
+                                                     grids how often its first actions are wrong
+
+flat    one policy by AWR on HIQL's own value (Eq. 5)
+gciql   goal-conditioned IQL (Kostrikov et al. 2021): V and Q of positions, no phi
+gcbc    behaviour cloning of hindsight goals; hgcbc: the same with HIQL's two policies
+collector, straight, random         on point mazes: the controller that collected the data,
+                                    straight at the goal, uniform actions
+
+Deviation D13: `flat` has phi and hiql's expectile (OGBench's GCIVL: no phi, 0.9). `gciql` takes its
+policy by AWR from the learned Q at hiql's expectile, so that it differs from flat in the value
+alone (IQL: from the target Q; OGBench's published GCIQL: by DDPG+BC at expectile 0.9). [D13]
+"""
+
+import hiql                             # first: it sets one BLAS thread before numpy loads
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from lab.theory import wrong_first_actions
+from nets import forward, mlp, stop_gradient, tree_map
+from support import offline
+from support.run import main, option
+
+COUNTER = "update"
+CONTROLLERS = ("collector", "straight", "random")
+CLONES = ("gcbc", "hgcbc")
+AGENTS = ("hiql", "flat", "gciql", *CLONES, *CONTROLLERS)
+
+
+@dataclass
+class Config(hiql.Config):
+    """hiql's config and the agent that takes its place."""
+
+    agent: str = option("flat", "hiql; flat: one policy on the same value; gciql; gcbc, hgcbc: "
+                        "behaviour cloning, flat and hierarchical; on point mazes, without "
+                        "learning: the data's collector, straight at the goal, random", AGENTS)
+
+
+def resolve(given):
+    """A whole Config, as `hiql.resolve`. ValueError: flags that mean nothing to the agent."""
+    agent, changes = given.get("agent", Config.agent), {}
+    if agent not in AGENTS:
+        raise ValueError(f"unknown agent {agent!r}; known: {', '.join(AGENTS)}")
+    if agent != "hiql":
+        changes["train_flat"] = False
+    if agent not in ("hiql", "hgcbc"):
+        changes["subgoal_interval"] = 1                 # there is no high-level policy to ask
+    if agent in CLONES:                                 # nothing comes before cloning
+        changes.update(flat_alpha=0.0, high_alpha=0.0, low_alpha=0.0, policy_steps=0)
+    if agent == "hgcbc":
+        changes["rep_type"] = "none"                    # there is no value to learn phi from
+    if agent in CONTROLLERS:
+        changes.update(steps=1, policy_steps=0)         # of nothing
+    c = hiql.resolve(given, Config, changes)
+    if c.policy_steps and agent in (*CLONES, *CONTROLLERS):
+        raise ValueError(f"--policy-steps needs a value to begin with, and {agent} has none")
+    if c.train_flat and agent != "hiql":
+        raise ValueError("--train-flat is for --agent hiql: the flat policy learns from its value")
+    if agent in CLONES and (c.high_alpha or c.low_alpha or c.flat_alpha):
+        raise ValueError(f"{agent} clones behaviour: its temperatures --...-alpha are 0")
+    if agent in CONTROLLERS and c.discrete:
+        raise ValueError(f"--agent {agent} is for point mazes, not {c.env}")
+    if agent == "hgcbc" and c.rep_type != "none":
+        raise ValueError("hgcbc has no value to learn phi from; it wants --rep-type none")
+    return c
+
+
+# ------------------------------------------------------------------------------------- losses
+
+
+def heads(p, *inputs):
+    """Values (B,) or (2, B) of a network at the inputs; back(dv) -> grads."""
+    v, back = mlp(p, hiql.concat(*inputs))
+    return v[..., 0], lambda dv: back(dv[..., None])[1]
+
+
+def heads_constant(p, *inputs):
+    """`heads` as a constant, without the work for a derivative."""
+    return stop_gradient(forward(p, hiql.concat(*inputs)))[..., 0]
+
+
+def vector(a):
+    """Actions as inputs of a network: grid actions (B,) one-hot (B, 5)."""
+    return np.eye(5, dtype=np.float32)[a] if a.ndim == 1 else a
+
+
+def gciql_loss(params, batch, config):
+    """V and Q of goal-conditioned IQL (Kostrikov et al. 2021, Eqs. 5 and 6); no phi [D13].
+
+    L_V = mean( |tau - 1(A < 0)| A^2 ),  A = min_j T_j(s, a, g) - V(s, g)
+    L_Q = sum_j mean( (r + gamma m V(s', g) - Q_j(s, a, g))^2 ).   T: target of Q.
+    Constants: T and the weight in L_V, V(s', g) in L_Q. s, s', g (B,S); a (B,A); r, m (B,).
+    """
+    s, s1, g, r, m = (batch[x] for x in ("observations", "next_observations", "value_goals",
+                                         "rewards", "masks"))
+    a, sg = vector(batch["actions"]), config.encode.pair(s, g)
+    v, back_v = heads(params["v"], sg)
+    q, back_q = heads(params["q"], sg, a)
+    adv = heads_constant(params["target"]["q"], sg, a).min(0) - v
+    weight = hiql.expectile_weight(config.expectile, adv)
+    v1 = heads_constant(params["v"], config.encode.pair(s1, g))
+    error = stop_gradient(r + config.discount * m * v1) - q
+    loss = (weight * adv * adv).mean() + (error * error).mean(-1).sum()
+    grads = {"v": back_v(-2 / len(s) * weight * adv), "q": back_q(-2 / len(s) * error)}
+    return loss, grads, {"v": v, "adv": adv}
+
+
+def gciql_policy_loss(params, batch, config):
+    """AWR with A = min_j Q_j(s, a, g) - V(s, g) [D13]. Constants: A."""
+    s, g, a = (batch[x] for x in ("observations", "high_actor_goals", "actions"))
+    sg = config.encode.pair(s, g)
+    adv = heads_constant(params["q"], sg, vector(a)).min(0) - heads_constant(params["v"], sg)
+    return hiql.awr("flat", params["flat"], sg, a, hiql.awr_weight(config.flat_alpha, adv))
+
+
+def clone(name, params, x, target):
+    """Behaviour cloning: AWR with all weights 1."""
+    return hiql.awr(name, params[name], x, target, np.ones(len(x), x.dtype))
+
+
+def gcbc_loss(params, batch, config):
+    """L = -mean log pi(a | s, g), g from the trajectory's future."""
+    x = config.encode.pair(batch["low_actor_observations"], batch["flat_actor_goals"])
+    return clone("flat", params, x, batch["actions"])
+
+
+def hgcbc_high_loss(params, batch, config):
+    """L = -mean log pi_h(w - s | s, g), w the state k steps ahead."""
+    s = batch["observations"]
+    x = config.encode.pair(s, batch["high_actor_goals"])
+    return clone("high", params, x, batch["high_actor_targets"] - s)
+
+
+def hgcbc_low_loss(params, batch, config):
+    """L = -mean log pi_l(a | s, w), w the state k steps ahead."""
+    x = hiql.concat(batch["low_actor_observations"], batch["low_actor_goals"])
+    return clone("low", params, x, batch["actions"])
+
+
+LOSSES = {"flat": {"value": hiql.value_loss, "flat": hiql.flat_loss},
+          "gciql": {"value": gciql_loss, "flat": gciql_policy_loss},
+          "gcbc": {"flat": gcbc_loss},
+          "hgcbc": {"high": hgcbc_high_loss, "low": hgcbc_low_loss},
+          **{name: {} for name in CONTROLLERS}}
+
+
+# --------------------------------------------------------------------------- networks and actors
+
+
+def init_params(config, env, data, rngs):
+    """Parameters of the agent's networks, as `hiql.init_params`."""
+    make, rng, params = (config, env, data), rngs["init"], {}
+    gaussian = not env.discrete
+    if config.agent == "flat":
+        params = hiql.init_value(*make, rng)
+    if config.agent == "gciql":
+        params["v"] = hiql.init_net(rng, *make, "sgd", 1, norm=True)
+        params["q"] = hiql.init_net(rng, *make, "sgda", 1, norm=True, ensemble=2)
+        params["target"] = {"q": tree_map(np.copy, params["q"])}
+    if config.agent == "hgcbc":
+        size = data.observations.shape[-1]
+        params["high"] = hiql.init_policy(rng, *make, "sgd", size)
+        params["low"] = hiql.init_policy(rng, *make, "sz", env.action_dim, gaussian)
+    if config.agent in ("flat", "gciql", "gcbc"):
+        params["flat"] = hiql.init_policy(rngs["flat"], *make, "sgd", env.action_dim, gaussian)
+    return params
+
+
+def controller(env, kind, rng):
+    """act(s (N,2), g (N,2), t) -> actions (N,2) of a policy that learns nothing.
+
+    collector: that of the data sets, to the centre of the next cell + N(0, 0.5^2), clipped;
+    straight: clip(g - s, -1, 1), at the goal, walls or not; random: uniform.
+    """
+    def act(s, g, t):
+        if kind == "random":
+            return rng.uniform(-1, 1, s.shape)
+        if kind == "straight":
+            return np.clip(g - s, -1, 1)
+        return env.follow(s, env.number(g), 0.5, rng)
+
+    return act
+
+
+# ------------------------------------------------------------------------------------- a run
+
+
+def prepare(config, checkpoint=None):
+    """The problem that `train` solves, as `hiql.prepare`."""
+    agent = config.agent
+    if agent == "hiql":
+        problem = hiql.prepare(config, checkpoint)
+    else:
+        if checkpoint is not None:
+            checkpoint.setdefault("params", {})         # a controller has none to save
+        actor = hiql.hierarchical_actor if agent == "hgcbc" else hiql.flat_actor
+        problem = offline.prepare(config, checkpoint, losses=LOSSES[agent], title=agent,
+                                  init_params=init_params, sample=hiql.sample, learn=hiql.learn,
+                                  actors={agent: actor}, draw=hiql.draw)
+    if agent in CONTROLLERS:
+        problem.actors = {agent: lambda params, config, rng: controller(problem.env, agent, rng)}
+    if agent in ("gciql", "gcbc"):                      # rows without actions are of no use to them
+        problem.data.valid = problem.data.labelled
+    problem.evaluate = evaluate
+    return problem
+
+
+def evaluate(problem, agent):
+    """As `offline.evaluate`; on grids also the shares of wrong first actions by the learned value,
+    see `theory.wrong_first_actions`."""
+    summary, shown = offline.evaluate(problem, agent)
+    env, config, params = problem.env, problem.config, agent["params"]
+    if env.discrete and "value" in params:
+        n = len(env.cells)
+        v = hiql.mean_value(params, env.cells.repeat(n, 0), np.tile(env.cells, (n, 1)), config)
+        summary.update(wrong_first_actions(env, v.reshape(n, n), config.subgoal_steps))
+    return summary, shown
+
+
+train, evaluate_checkpoint = offline.train, offline.evaluate_checkpoint
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])

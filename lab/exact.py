@@ -1,0 +1,291 @@
+"""Exact values on gridworlds: what HIQL's value loss converges to, counted and solved.
+
+On a grid the loss can be solved without a network. Count how often each (state, next state, goal)
+is drawn (`goal_counts`), then solve for the expectile of each (state, goal) (`expectile_values`).
+That fixed point is the answer a learned value is compared with.
+
+    python -m lab.exact [FOLDER]    the exact values of the four rooms, drawn into FOLDER (default
+                                    runs) as exact_values.png and chance.png; 5 seconds. Prints
+                                    how far apart two of them are.
+    python -m lab.exact --run DIR   for a finished run of hiql.py on a grid: the learned value
+                                    beside the exact one, DIR/value_exact.png; 5 seconds. Prints
+                                    the error and the rank correlation.
+
+n is the number of free cells. Values are arrays V[s, g] (n, n), with cells numbered as in
+`Maze.cells`, and count in discounted steps: -1 a step, 0 at the goal.
+"""
+
+import nets                             # first: it sets one BLAS thread before numpy loads
+
+import os
+
+import numpy as np
+from scipy.stats import spearmanr
+
+import envs
+import hiql
+from support import plots
+from support.run import Parser, exit_with_error, load_run
+
+# ------------------------------------------------------------------------------ exact values
+
+
+def optimal_value(steps, discount):
+    """V* of a goal that many steps away: reward -1 a step, 0 at the goal, which absorbs."""
+    return -(1 - discount ** np.asarray(steps, float)) / (1 - discount)
+
+
+def goal_counts(env, data, discount, p_curgoal, p_trajgoal, goal_reached_by="index"):
+    """The joint distribution of (s, s', g, success) that HIQL's value loss draws, counted.
+
+    A row i with a transition is drawn uniformly. Its goal is row i itself with probability
+    p_curgoal, row min(i + Geometric(1 - discount), last transition of the trajectory) with
+    p_trajgoal, and otherwise any row with a transition. The goal is reached if it is row i
+    (goal_reached_by "index") or lies in row i's cell ("state").
+    -> at_goal (n, n): probability of (s, g) with the goal reached; go_on (n, 5, n): of
+    (s, move, g) with the goal not reached, where s' is env.neighbours[s, move]. Together they sum
+    to 1. ValueError if a transition of the data is no move of the grid.
+    """
+    n, valid = len(env.cells), data.valid
+    p_randomgoal = round(1 - p_curgoal - p_trajgoal, 12)        # 0.3, not 0.30000000000000004
+    cell = env.number(data.observations)
+    moved = env.neighbours[cell[valid]] == cell[valid + 1, None]
+    if not moved.any(-1).all():
+        raise ValueError("the data set has steps that are no move of the grid")
+    s, move, last_transition = cell[valid], moved.argmax(-1), data.last[valid] - 1
+    at_goal, go_on = np.zeros(n * n), np.zeros(n * 5 * n)
+
+    def add(rows, goal, weight, same_row):
+        """Add (s, s', goal) of these rows with their weight; same_row: the goal is the row."""
+        hit = (goal == s[rows]) if goal_reached_by == "state" else np.full(len(rows), same_row)
+        at, on = s[rows] * n + goal, (s[rows] * 5 + move[rows]) * n + goal
+        weight = np.broadcast_to(weight, len(rows))
+        at_goal[:] += np.bincount(at[hit], weight[hit], minlength=n * n)
+        go_on[:] += np.bincount(on[~hit], weight[~hit], minlength=n * 5 * n)
+
+    everyone = np.arange(len(valid))
+    add(everyone, s, p_curgoal, True)
+    add(everyone[valid == last_transition], s[valid == last_transition], p_trajgoal, True)
+    for ahead in range(1, data.lengths.max() - 1):
+        rows = everyone[valid + ahead <= last_transition]
+        ends = valid[rows] + ahead == last_transition[rows]     # takes the whole tail of the draws
+        weight = p_trajgoal * discount ** (ahead - 1) * np.where(ends, 1, 1 - discount)
+        add(rows, cell[valid[rows] + ahead], weight, False)
+    frequency = np.bincount(s, minlength=n) / len(valid)
+    for g in np.flatnonzero(frequency):
+        add(everyone, np.full(len(s), g), p_randomgoal * frequency[g], False)
+    if goal_reached_by == "index":                              # a random goal can be row i too
+        self_weight = p_randomgoal / len(valid)
+        add(everyone, s, self_weight, True)
+        go_on -= np.bincount((s * 5 + move) * n + s, minlength=n * 5 * n) * self_weight
+    shape = (n, 5, n)
+    return at_goal.reshape(n, n) / len(valid), go_on.reshape(shape) / len(valid)
+
+
+def expectile_values(env, at_goal, go_on, discount, expectile):
+    """The fixed point V (n, n) of HIQL's value loss, from `goal_counts`, to within 1e-12.
+
+    V(s,g) is the expectile of y = 0 where the goal is reached and y = -1 + discount V(s',g)
+    elsewhere: the root of sum_y p(y) |expectile - 1(y < V)| (y - V) = 0. Pairs (s, g) that the
+    loss never draws are NaN.
+    """
+    seen = at_goal + go_on.sum(1) > 1e-15
+    at_goal, v = np.where(seen, at_goal, 1), np.zeros(at_goal.shape)    # 0 for pairs never drawn
+    while True:
+        new = _expectile(-1 + discount * v[env.neighbours], v, go_on, expectile, at_goal)
+        change, v = np.abs(new - v).max(), new
+        if change < 1e-12:
+            return np.where(seen, v, np.nan)
+
+
+def _expectile(y, v, p, expectile, p_zero=0):
+    """The expectile (n, n), over the second axis, of y (n, m, n) with weight p and 0 with p_zero.
+
+    Newton's method from v. It is exact once no y changes sides. One step of it inside value
+    iteration would not be a contraction and might cycle.
+    """
+    for _ in range(50):
+        weight = p * np.where(y >= v[:, None], expectile, 1 - expectile)
+        new = (weight * y).sum(1) / (weight.sum(1) + expectile * p_zero)
+        change, v = np.abs(new - v).max(), new
+        if change < 1e-13:
+            break
+    return v
+
+
+def exact_value(config, env, data):
+    """The V (n, n) that the value loss of a hiql.Config converges to on this data set of a grid."""
+    counts = goal_counts(env, data, config.goal_discount or config.discount,
+                         config.value_p_curgoal, config.value_p_trajgoal, config.goal_reached_by)
+    return expectile_values(env, *counts, config.discount, config.expectile)
+
+
+def behaviour_counts(go_on):
+    """`goal_counts` with s' made independent of g: the same p(s), p(g | s) and p(s' | s).
+
+    Its fixed point is the value of the policy that collected the data. Hindsight goals lie where
+    a trajectory went, so that given g the recorded s' is better than that policy's average step.
+    """
+    pair, move = go_on.sum(1, keepdims=True), go_on.sum(2, keepdims=True)
+    return pair * move / np.maximum(move.sum(1, keepdims=True), 1e-300)
+
+
+def values_under_chance(env, discount, expectile):
+    """Three exact values (n, n) on a slippery grid: why an action-free expectile is optimistic.
+
+    The data are of uniform actions; goals absorb. Q(s,a,g) = E[-1 + discount V(s',g)] over slips.
+    -> optimal          V = max_a Q
+       over actions     V = the expectile of Q over a (IQL): chance is averaged out first
+       action-free      V = the expectile of -1 + discount V(s',g) over s' (HIQL): a lucky slip
+                        counts like a good action
+    """
+    def solve(backup):
+        v, goal = np.zeros((len(env.cells),) * 2), np.eye(len(env.cells), dtype=bool)
+        while True:
+            y = -1 + discount * v[env.neighbours]               # (n, 5, n) after each move
+            new = np.where(goal, 0, backup(y, v))
+            change, v = np.abs(new - v).max(), new
+            if change < 1e-9:
+                return v
+
+    def q(y):
+        return (1 - env.slip) * y + env.slip * y.mean(1, keepdims=True)
+
+    return {"optimal": solve(lambda y, v: q(y).max(1)),
+            "over actions": solve(lambda y, v: _expectile(q(y), v, 1, expectile)),
+            "action-free": solve(lambda y, v: _expectile(y, v, 1, expectile))}
+
+
+# --------------------------------------------------------- learned values beside exact values
+
+
+def value_table(env, value):
+    """V (n, n) of all pairs of cells by value(s (N,2), g (N,2)) -> (N,), as a network gives it."""
+    cells, n = env.place(env.cells), len(env.cells)
+    return value(cells.repeat(n, 0), np.tile(cells, (n, 1))).reshape(n, n)
+
+
+def compare_values(learned, exact):
+    """(mean absolute error over the range of exact, rank correlation) of two V (n, n).
+
+    Pairs whose exact value is NaN, since the loss never draws them, are left out.
+    """
+    seen = ~np.isnan(exact)
+    error = np.abs(learned - exact)[seen].mean() / (np.nanmax(exact) - np.nanmin(exact))
+    return error, spearmanr(learned[seen], exact[seen])[0]
+
+
+# ------------------------------------------------------------------------------------ drawing
+
+
+def draw_exact_values(path, env, data, discount=0.95, expectile=0.7):
+    """Three exact values of task 1's goal, as maps; returns the two fixed points (n, n):
+    that of HIQL's loss, and that with s' independent of g (`behaviour_counts`)."""
+    at_goal, go_on = goal_counts(env, data, discount, 0.2, 0.5)
+    hiql_values = expectile_values(env, at_goal, go_on, discount, expectile)
+    behaviour = expectile_values(env, at_goal, behaviour_counts(go_on), discount, expectile)
+    maps = {"optimal value": optimal_value(env.distance, discount),
+            f"fixed point of HIQL's loss\n(expectile {expectile:g}, hindsight goals)": hiql_values,
+            "the same if s' did not depend on g\n(the data's own policy)": behaviour}
+    goal = np.array(env.tasks[0][1])
+    g = env.index[tuple(goal)]
+    figure, axes = plots.plt.subplots(1, 3, figsize=(12, 4))
+    for ax, (title, v) in zip(axes, maps.items()):
+        image = plots.draw_maze(ax, env, v[:, g], vmin=-1 / (1 - discount), vmax=0)
+        ax.plot(*plots.plot_xy(env, env.place(goal)), "r*", ms=12, zorder=3)
+        ax.set_title(title, fontsize=9)
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    plots.save_figure(figure, path)
+    return hiql_values, behaviour
+
+
+def draw_chance(path, discount=0.95, expectile=0.9):
+    """Mean `values_under_chance` over the distance to the goal, without and with slips."""
+    figure, axes = plots.plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
+    for ax, slip in zip(axes, (0.0, 0.5)):
+        env = envs.make("grid-fourrooms", slip=slip)
+        distances = np.arange(1, env.distance.max() + 1)
+        values = values_under_chance(env, discount, expectile)
+        for (name, v), line in zip(values.items(), ("k-", "C0--", "C1:")):
+            ax.plot(distances, [v[env.distance == d].mean() for d in distances], line, lw=2,
+                    label=name)
+        ax.set(title=f"slip {slip:g}, expectile {expectile:g}", xlabel="distance to the goal")
+    axes[0].set_ylabel("exact value, mean")
+    axes[0].legend(fontsize=8)
+    plots.save_figure(figure, path)
+
+
+def draw_comparison(path, env, learned, exact):
+    """For each task a map of learned[:, g] above one of exact[:, g] in the same colours."""
+    tasks = len(env.tasks)
+    figure, axes = plots.plt.subplots(2, tasks, squeeze=False, figsize=(3 * tasks, 5.4),
+                                      layout="constrained")
+    for i, (_, goal) in enumerate(env.tasks):
+        g = env.index[tuple(goal)]
+        maps = {"V(s, g)": learned[:, g], "exact": exact[:, g]}
+        low = min(np.nanmin(v) for v in maps.values())
+        high = max(np.nanmax(v) for v in maps.values())
+        for ax, (name, v) in zip(axes[:, i], maps.items()):
+            image = plots.draw_maze(ax, env, v, cmap="viridis", vmin=low, vmax=high)
+            figure.colorbar(image, ax=ax, shrink=0.7)
+            ax.plot(*plots.plot_xy(env, env.place(np.array(goal))), "r*", ms=10)
+            ax.set_title(f"task {i + 1}: {name}", fontsize=9)
+    plots.save_figure(figure, path)
+
+
+# ------------------------------------------------------------------------------------ program
+
+
+def show_exact_values(folder):
+    """`python -m lab.exact FOLDER`: the two pictures, and the distance of two fixed points."""
+    os.makedirs(folder, exist_ok=True)
+    env = envs.make("grid-fourrooms")
+    data = env.dataset(np.random.default_rng(0))
+    fixed_point, behaviour = draw_exact_values(os.path.join(folder, "exact_values.png"), env, data)
+    distance = np.nanmean(np.abs(fixed_point - behaviour))
+    print(f"mean distance of the two fixed points: {distance:.3f}, "
+          f"{distance / np.ptp(fixed_point):.1%} of the range")
+    draw_chance(os.path.join(folder, "chance.png"))
+    print(f"wrote exact_values.png and chance.png to {os.path.abspath(folder)}")
+
+
+def compare_run(folder):
+    """`python -m lab.exact --run FOLDER`: the picture and the two numbers of a finished run.
+
+    ValueError if the run is not on a grid, or has not learned a value.
+    """
+    problem, agent = load_run(hiql, folder)
+    env, config, params = problem.env, problem.config, agent["params"]
+    if not env.discrete:
+        raise ValueError(f"{folder} is a run on {env.name}; exact values are those of grids")
+    if "value" not in params:
+        raise ValueError(f"{folder} holds an agent without the value of HIQL")
+    exact = exact_value(config, env, problem.data)
+    learned = value_table(env, lambda s, g: hiql.mean_value(params, s, g, config))
+    error, rank = compare_values(learned, exact)
+    print(f"learned value of {env.name} against the exact one, {len(exact)} x {len(exact)} pairs "
+          f"of state and goal: mean absolute error {error:.1%} of the range, rank correlation "
+          f"{rank:.4f}")
+    path = os.path.join(folder, "value_exact.png")
+    draw_comparison(path, env, learned, exact)
+    print(f"drawn: {path}")
+
+
+def main():
+    p = Parser(prog="python -m lab.exact", description="Exact values on gridworlds.",
+               allow_abbrev=False)
+    p.add_argument("folder", nargs="?", metavar="FOLDER", help="where the pictures of the four "
+                   "rooms go (default: runs)")
+    p.add_argument("--run", metavar="DIR", help="a finished run of hiql.py on a grid: compare its "
+                   "value with the exact one")
+    given = p.parse_args()
+    if given.run and given.folder:
+        p.error("give FOLDER or --run DIR, not both")
+    try:
+        return compare_run(given.run) if given.run else show_exact_values(given.folder or "runs")
+    except (ValueError, OSError) as e:
+        exit_with_error(e, p.prog)
+
+
+if __name__ == "__main__":
+    main()

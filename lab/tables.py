@@ -1,0 +1,401 @@
+"""Tables, comparisons and pictures of results/, and the program that runs experiments.
+
+An experiment is a section of lab/experiments.ini: a command line for each row of its table, and
+seeds. lab/experiments.py reads it and writes results/; here README.md, docs/ and pictures/ get what
+is made of them.
+
+    python -m lab.tables --list                         every experiment, its cost, what it shows
+    python -m lab.tables run NAME [--jobs N]            the runs that results/NAME.csv lacks
+    python -m lab.tables run NAME --seed N --out DIR    one seed, for a cluster; and then
+    python -m lab.tables report [--gather DIR]          renew tables and pictures from results/
+    python -m lab.tables compare NAME:ROW NAME:ROW      their difference, with its interval
+
+`run` takes what --list says and writes results/NAME.csv, a line for each finished run, and
+results/NAME.json, the configuration of each row. The others take seconds.
+
+Rows are named NAME:ROW. NAME:ROW:PART is the agent that was trained beside ROW, in the same runs:
+default:hiql:flat has the columns flat_... of default:hiql.
+"""
+
+import argparse
+import glob
+import os
+import re
+import shlex
+import sys
+
+import numpy as np
+from scipy.stats import bootstrap, trim_mean
+
+from lab.experiments import (cost, gather, is_row, parts_of, read_experiments, recorded,
+                             run_experiment)
+from support.files import write_text
+from support.plots import plt, save_figure
+from support.run import HERE, Parser, exit_with_error
+
+PROGRAM = "python -m lab.tables"
+
+# --------------------------------------------------------------------------- rows
+
+
+def runs_of(reference):
+    """The runs of NAME:ROW, sorted by seed, as dicts of strings.
+
+    Of NAME:ROW:PART they have only seed, train_seconds and the columns PART_..., without PART_.
+    """
+    name, row, part = parts_of(reference)
+    runs = sorted((r for r in recorded(name)[0] if r["row"] == row), key=lambda r: int(r["seed"]))
+    if not part:
+        return runs
+    return [{"seed": r["seed"], "train_seconds": r["train_seconds"],
+             **{column.removeprefix(f"{part}_"): x for column, x in r.items()
+                if column.startswith(f"{part}_")}} for r in runs]
+
+
+def shown_rows(name):
+    """{label: (runs, number of seeds planned)} of what is in results/ for the table of an
+    experiment: the rows named `beside` first, then its own."""
+    known, found = read_experiments(), {}
+    for reference in known[name].beside + [f"{name}:{row}" for row in known[name].rows]:
+        if runs := runs_of(reference):
+            where, row, part = parts_of(reference)
+            label = part or row
+            found[label if where == name else f"{label} (`{where}`)"] = (
+                runs, len(known[where].seeds[row]))
+    return found
+
+
+# --------------------------------------------------------------------------- statistics
+
+
+def interval(*samples):
+    """Interquartile mean over the seeds of one sample, or the difference of those of two, and its
+    95 % percentile-bootstrap interval: (mean, low, high).
+
+    Whole seeds are drawn anew: every draw has all tasks, and those that fail together stay so.
+    """
+    def statistic(*drawn, axis=-1):
+        means = [trim_mean(x, 0.25, axis=axis) for x in drawn]
+        return means[0] - means[1] if len(means) == 2 else means[0]
+
+    samples = [np.repeat(np.asarray(x, float), 1 + (len(x) == 1)) for x in samples]    # scipy: >= 2
+    drawn = bootstrap(samples, statistic, n_resamples=2000, vectorized=True, method="percentile",
+                      random_state=np.random.default_rng(0)).confidence_interval
+    return statistic(*samples), drawn.low, drawn.high
+
+
+def estimate(x):
+    """"mean [low, high]" of `interval`; of three seeds or two "mean (lowest to highest)"."""
+    if not x:
+        return ""
+    numbers = (np.mean(x), min(x), max(x)) if len(x) < 4 else interval(x)
+    middle, low, high = (f"{v:.3g}" if v < 1000 else f"{v:.0f}" for v in numbers)
+    spread = f" ({low} to {high})" if len(x) < 4 else f" [{low}, {high}]"
+    return middle + spread * (len(x) > 1)
+
+
+def compare(one, other):
+    """The differences of two rows, NAME:ROW[:PART]: a line for each column of the first experiment
+    that both have, except the memory, with both interquartile means and the 95 % interval."""
+    sides, lines = [runs_of(one), runs_of(other)], []
+    for reference, side in zip((one, other), sides):
+        if not side or not set(side[0]) - {"seed", "train_seconds"}:
+            raise ValueError(f"{reference}: no such row in results/; rows are named NAME:ROW, such "
+                             "as hiro:hiro, or NAME:ROW:PART, such as default:hiql:flat")
+    for column in read_experiments()[parts_of(one)[0]].columns:
+        x, y = ([float(r[column]) for r in side if r.get(column) and " " not in r[column]]
+                for side in sides)
+        if x and y and column != "peak_mb":
+            difference, low, high = interval(x, y)
+            lines.append(f"{column.replace('_', ' ')}: {trim_mean(x, 0.25):.3f} ({len(x)} seeds) - "
+                         f"{trim_mean(y, 0.25):.3f} ({len(y)} seeds) = {difference:+.3f} "
+                         f"[{low:+.3f}, {high:+.3f}]")
+    return lines
+
+
+# --------------------------------------------------------------------------- tables
+
+
+def table(name):
+    """The markdown table of an experiment: title, a line for each row, where it comes from.
+
+    If there is one row alone and much of it, the table has a line for each column.
+    """
+    experiment, rows = read_experiments()[name], recorded(name)[0]
+    if not rows:
+        return f"{experiment.title}: not run yet."
+    lists = {c for r in rows for c in experiment.columns if " " in r.get(c, "")}    # one per task
+    heads = ["row", *(c.replace("_", " ") + ": mean" * (c in lists) for c in experiment.columns),
+             *(f"{c.replace('_', ' ')}, each seed" for c in experiment.each), "seeds", "minutes"]
+    heads += ["mean", "published"] * bool(experiment.published)
+    lines = [heads]
+    for row, (runs, planned) in shown_rows(name).items():
+        cells = [row, *(_cell(runs, c, c in lists) for c in experiment.columns),
+                 *(" ".join(_short(r.get(c)) for r in runs) for c in experiment.each),
+                 _seeds(runs, planned), _minutes(runs)]
+        if experiment.published:
+            mean = np.mean([float(r[experiment.each[0]]) for r in runs])
+            cells += [f"{mean:.3f}", experiment.published.get(row, "")]
+        lines.append(cells)
+    if len(lines) == 2 and len(heads) > 8:
+        lines = list(zip(*lines))
+    seeds = sorted({int(r["seed"]) for r in rows})
+    source = f"Seeds {' '.join(map(str, seeds))}; `results/{name}.csv`, by `{PROGRAM} run {name}`"
+    if experiment.commit:
+        source += f", rows recorded by commit {experiment.commit}"
+    return "\n".join([experiment.title, "", *_markdown(lines), "", f"{source}."])
+
+
+def _markdown(lines):
+    """Lists of cells, the heads first -> lines of a markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in [lines[0], ["---"] * len(lines[0]),
+                                                     *lines[1:]]]
+
+
+def _cell(runs, column, is_list):
+    values = [r[column] for r in runs if r.get(column)]
+    if is_list:
+        return " ".join(f"{x:.2f}" for x in np.array([x.split() for x in values], float).mean(0))
+    some = 0 < len(values) < len(runs)
+    return estimate([float(x) for x in values]) + f" ({len(values)} of {len(runs)} seeds)" * some
+
+
+def _short(text):
+    """A number for a list of all seeds: 0.95, 27500, or - where there is none."""
+    return "-" if not text else f"{float(text):.2f}" if float(text) < 10 else f"{float(text):.0f}"
+
+
+def _seeds(runs, planned):
+    return f"{len(runs)}" + f" of {planned}" * (len(runs) < planned)
+
+
+def _minutes(runs):
+    return f"{np.mean([float(r['train_seconds']) for r in runs]) / 60:.1f}"
+
+
+# The lines of the README's first table, with the row that each shows; and for such a row the row
+# that has the published settings on the same task.
+HEADLINE = {
+    "default maze, HIQL": "default:hiql",
+    "default maze, flat policy on HIQL's value": "default:hiql:flat",
+    **{f"OGBench {maze}, HIQL": f"ogbench:{maze}" for maze in (
+        "medium-navigate", "large-navigate", "giant-navigate", "medium-stitch", "large-stitch")},
+    "U-maze, goal (0, 8): hiro": "hiro:hiro",
+    "U-maze, goal (0, 8): no correction": "hiro:hiro, no correction",
+    "U-maze, goal (0, 8): TD3 alone": "hiro:td3, no hierarchy"}
+PUBLISHED_SETTINGS = {"ogbench:large-navigate": "ogbench_agents:hiql, published settings"}
+
+
+def headline():
+    """The table of HEADLINE: success, its range over seeds, the success that HIQL's row of
+    OGBench's table has, and that of the published settings here."""
+    lines = [["task", "success", "lowest to highest seed", "published", "published settings here",
+              "minutes"]]
+    lines += [[task, *_headline_cells(reference)] for task, reference in HEADLINE.items()]
+    shown = [*HEADLINE.values(), *PUBLISHED_SETTINGS.values()]
+    files = ", ".join(dict.fromkeys(f"`results/{parts_of(x)[0]}.csv`" for x in shown))
+    return "\n".join([*_markdown(lines), "", "Success: interquartile mean over seeds [95 % "
+                      f"interval]; from {files}."])
+
+
+def _headline_cells(reference):
+    name, row, _ = parts_of(reference)
+    experiment, runs = read_experiments()[name], runs_of(reference)
+    published = re.search(r"\bHIQL (\d+)", experiment.published.get(row, ""))       # in %
+    published = f"{int(published[1]) / 100:.2f}" if published else "-"
+    settings = PUBLISHED_SETTINGS.get(reference)
+    settings = estimate(_successes(runs_of(settings))) if settings else ""
+    if not runs:
+        return "not run yet", "-", published, settings or "-", "-"
+    x, seeds = _successes(runs), _seeds(runs, len(experiment.seeds[row]))
+    return (estimate(x), f"{min(x):.2f} to {max(x):.2f} ({seeds} seeds)", published,
+            settings or "-", _minutes(runs))
+
+
+def _successes(runs):
+    return [float(r["success"]) for r in runs]
+
+
+# --------------------------------------------------------------------------- report
+
+
+def report(text, file="README.md"):
+    """A text with what stands between its marks renewed from results/.
+
+    Marks are lines of their own: `<!-- table NAME -->`, `<!-- compare NAME:ROW - NAME:ROW -->` or
+    `<!-- headline -->`, and `<!-- end -->`. ValueError, with the name of the file: a mark without
+    its end or an end without its mark, or one that names no experiment or row.
+    """
+    new, done, begun = [], 0, None
+    for mark in re.finditer(r"^<!-- (table|compare|headline|end)\b *(.*?) *-->$", text, re.M):
+        if begun and mark[1] != "end":
+            raise ValueError(f"{file}: {begun[0]} has no <!-- end --> before {mark[0]}")
+        if not begun and mark[1] == "end":
+            raise ValueError(f"{file}: an <!-- end --> has no mark before it"
+                             f" (line {text.count(chr(10), 0, mark.start()) + 1})")
+        if begun:
+            new += [text[done:begun.end()], "\n", _renewed(*begun.groups(), file), "\n"]
+            done = mark.start()
+        begun = None if begun else mark
+    if begun:
+        raise ValueError(f"{file}: {begun[0]} has no <!-- end --> before the end of the file")
+    return "".join(new) + text[done:]
+
+
+def _renewed(kind, what, file):
+    """What belongs after a mark."""
+    if kind == "headline":
+        return headline()
+    if kind == "table":
+        if what not in read_experiments():
+            raise ValueError(f"{file} wants a table of {what}, which is no experiment")
+        return table(what)
+    references, known = what.split(" - "), read_experiments()
+    if len(references) != 2 or not all(is_row(x, known) for x in references):
+        raise ValueError(f"{file} wants a comparison of {what}, which is no NAME:ROW - NAME:ROW of "
+                         "experiments.ini")
+    try:
+        lines = [f"{PROGRAM} compare {shlex.join(references)}", *compare(*references)]
+    except ValueError as e:
+        lines = [str(e)]                                # still to be run
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def renew():
+    """Renew README.md, every docs/*.md and the pictures; nothing is written if a mark is wrong."""
+    texts = {}
+    for path in [os.path.join(HERE, "README.md"),
+                 *sorted(glob.glob(os.path.join(glob.escape(HERE), "docs", "*.md")))]:
+        with open(path) as file:
+            old = file.read()
+        texts[path] = old, report(old, os.path.relpath(path, HERE))
+    for name, experiment in read_experiments().items():
+        if experiment.picture and recorded(name)[0]:
+            draw_experiment(name)
+    for path, (old, new) in texts.items():
+        if new != old:
+            write_text(path, new)
+            print(f"renewed the tables of {os.path.relpath(path, HERE)}")
+    if all(old == new for old, new in texts.values()):
+        print("every table is up to date")
+
+
+# --------------------------------------------------------------------------- pictures
+
+
+def draw_experiment(name):
+    """pictures/<name>.png: the columns `picture`, every seed.
+
+    A column of lists (over training, or over the distance): a panel for each row, each seed a thin
+    line under the mean. A column of numbers: one panel, for each row the seeds as dots above their
+    interquartile mean and its interval.
+    """
+    rows, panels = shown_rows(name), []                 # panels: (column, {row: (seeds, length)})
+    for column in read_experiments()[name].picture:
+        runs = {row: [r[column].split() for r in seeds if r.get(column)]
+                for row, (seeds, _) in rows.items()}
+        runs = {row: np.array(x, float) for row, x in runs.items() if x}
+        single = all(x.shape[1] == 1 for x in runs.values())
+        panels += [(column, runs)] * bool(runs) if single else [
+            (column, {row: x}) for row, x in runs.items()]
+    if not panels:
+        return
+    size = 3.2 * len(panels), max(2.8, 0.35 * max(len(runs) for _, runs in panels))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    curves = [x for _, runs in panels for x in runs.values() if x.shape[1] > 1]
+    top = max((np.nanmax(x) for x in curves), default=0)
+    for ax, (column, runs) in zip(axes[0], panels):
+        label = column.removesuffix("_curve").replace("_", " ")
+        (row, x), *_ = runs.items()
+        if x.shape[1] == 1:
+            _draw_dots(ax, runs, label)
+            continue
+        steps = int(rows[row][0][0]["env_steps"]) if column.endswith("_curve") else None
+        _draw_curves(ax, x, steps)
+        ax.set_title(f"{row} ({len(x)} seeds)", fontsize=9)
+        ax.set_ylabel(label)
+        if top <= 1:                                    # shares: all on one scale
+            ax.set_ylim(-0.05 * top, 1.05 * top)
+    save_figure(figure, os.path.join(HERE, "pictures", f"{name}.png"))
+
+
+def _draw_dots(ax, runs, label):
+    """runs {row: (seeds, 1)}: a line of dots for each row, the first one on top."""
+    for i, x in enumerate(runs.values()):
+        mean, low, high = interval(x[:, 0])
+        ax.plot(x[:, 0], np.full(len(x), -i), "C0o", ms=4, alpha=0.4)
+        ax.errorbar(mean, -i - 0.25, xerr=[[mean - low], [high - mean]], fmt="C1|", capsize=3)
+    names = [f"{row} ({len(x)})".replace("`", "") for row, x in runs.items()]
+    ax.set_yticks(-np.arange(len(runs)), names, fontsize=7)
+    top = max(1, *(np.nanmax(x) for x in runs.values()))
+    ax.set(xlabel=label, xlim=(-0.05 * top, 1.05 * top), ylim=(0.4 - len(runs), 0.4))
+
+
+def _draw_curves(ax, y, steps):
+    """y (seeds, length): a thin line for each seed under their mean, over a training of so many
+    steps, or if steps is None over the distance to the goal, from 1."""
+    x = np.arange(1, y.shape[1] + 1) * (steps / y.shape[1] if steps else 1)
+    ax.plot(x, y.T, "C0", lw=0.6, alpha=0.5)
+    ax.plot(x, y.mean(0), "C1", lw=2)
+    ax.set_xlabel("steps" if steps else "distance to the goal")
+
+
+# --------------------------------------------------------------------------- the program
+
+
+def list_experiments():
+    """Print every experiment with its cost, its runs in results/ and its title."""
+    hours = 0.0
+    for name, experiment in read_experiments().items():
+        minutes, done, planned = cost(name)
+        hours += 0 if name.startswith("ogbench") else minutes / 60
+        print(f"{name}: {f'{minutes:.0f} core-minutes' if done else 'cost not known yet'}, "
+              f"{done} of {planned} runs in results/\n    {experiment.title}")
+    print(f"All but OGBench's, as far as known: {hours:.1f} core-hours")
+
+
+def _parser(names):
+    p = Parser(prog=PROGRAM, description=__doc__,
+               formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--list", action="store_true", help="every experiment, and what it costs")
+    commands = p.add_subparsers(dest="command")
+    run = commands.add_parser("run", help="run what is missing of an experiment")
+    run.add_argument("name", choices=names)
+    run.add_argument("--jobs", type=int, help="processes at once (default 2)")
+    run.add_argument("--seed", type=int, help="this seed alone, in one process; wants --out")
+    run.add_argument("--out", metavar="DIR", help="where --seed writes NAME_seedN.csv")
+    renewal = commands.add_parser("report", help="renew the tables and pictures from results/")
+    renewal.add_argument("--gather", metavar="DIR", help="add what `run --seed --out DIR` wrote")
+    two = commands.add_parser("compare", help="the difference of two rows, with its interval")
+    for which in ("one", "other"):
+        two.add_argument(which, metavar="NAME:ROW[:PART]")
+    return p
+
+
+def main():
+    """The program."""
+    try:
+        given = _parser(list(read_experiments())).parse_args()
+        if given.list:
+            return list_experiments()
+        if given.command is None:
+            raise ValueError("say run NAME, report, compare NAME:ROW NAME:ROW, or --list")
+        if given.command == "compare":
+            return print("\n".join(compare(given.one, given.other)))
+        if given.command == "report":
+            if given.gather is not None:
+                print(f"{gather(given.gather)} new rows from {given.gather}")
+            return renew()
+        one_seed = given.seed is not None or given.out is not None
+        if one_seed and (given.seed is None or not given.out or given.jobs is not None):
+            raise ValueError("--seed and --out DIR go together, without --jobs")
+        if given.jobs is not None and given.jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, not {given.jobs}")
+        jobs = 1 if one_seed else given.jobs or 2
+        sys.exit(1 if run_experiment(given.name, jobs, given.seed, given.out) else 0)
+    except (ValueError, OSError) as e:
+        exit_with_error(e, PROGRAM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Further online tasks for HIRO, by the conventions of envs.GoalEnv: the four rooms.
+
+The registry `envs.TASKS_ONLINE` names them; there is nothing to run here:
+`python hiro.py --env grid-fourrooms`.
+"""
+
+import nets                             # first: it sets one BLAS thread before numpy loads
+
+from types import SimpleNamespace
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
+
+import envs
+
+
+class FourRoomsTask(envs.GoalEnv):
+    """grid-fourrooms by a vector action: the axis of its largest component moves the agent.
+
+    A largest component below 0.5 stays. Start and goal are cells of different rooms (doors belong
+    to none). Reward minus the Manhattan distance; nothing terminates, 100 steps; reached: the
+    goal's cell.
+    E17 Neither the paper nor its code has a grid. The agent sees its cell one-hot beside row and
+        column: a wall then needs no steep function of two numbers. The high-level policy is asked
+        every 3 steps for goals within +-3, about what so few steps can cover; its noise has the
+        size of the goals and is independent, its discount is 0.9. The low-level policy's noise of
+        0.5 stays on in evaluation: without it a wrong action is repeated for ever.
+    """
+
+    settings = dict(subgoal_interval=3, goal_range=3.0, low_noise=0.5, eval_noise=0.5,
+                    high_discount=0.9, high_noise=1.0, noise_correlation=0.0)           # [E17]
+    goal_terminates = False
+
+    def __init__(self):
+        super().__init__(envs.make("grid-fourrooms"), 100)
+        self.action_space = SimpleNamespace(low=-np.ones(2), high=np.ones(2), shape=(2,))
+        inside = np.flatnonzero(~self.maze.corridors)           # rooms: parts without the doors
+        near = self.maze.distance[np.ix_(inside, inside)] == 1
+        room = connected_components(csr_matrix(near))[1]
+        self.pairs = inside[np.argwhere(room[:, None] != room)]
+
+    def draw(self, rng, n):
+        pairs = self.maze.cells[self.pairs[rng.integers(len(self.pairs), size=n)]].astype(float)
+        return pairs[:, 0], pairs[:, 1]
+
+    def tests(self, rng, n):
+        return {"random": self.draw(rng, n)}
+
+    def move(self, s, a):
+        """s (N, 2), a (N, 2) -> s' (N, 2)."""
+        axis = np.abs(a).argmax(-1)
+        along = a[np.arange(len(a)), axis]
+        return self.maze.move(s, np.where(np.abs(along) < 0.5, 0, 1 + 2 * axis + (along > 0)))
+
+    def observe(self, s):
+        """Row, column and the cell one-hot: (N, 2) -> (N, 2 + free cells)."""
+        return np.concatenate([s, np.eye(len(self.maze.cells))[self.maze.number(s)]], -1)
+
+    def distance(self, s, g):
+        return np.abs(s - g).sum(-1)
+
+    def reward(self, distance):
+        return -distance

@@ -1,0 +1,102 @@
+"""TD3 without hierarchy on HIRO's tasks, to compare: one policy of [s; D] on the task's reward.
+
+    python -m lab.td3               takes the flags of hiro.py, but those of the hierarchy
+    python -m lab.td3 --env grid-fourrooms
+
+Deviation E18: discount 0.99, exploration noise 0.3 (on the grid 0.5), the rest as HIRO's low level;
+not tuned. Episodes, replay and number of updates are hiro's, with one action held for c steps in the
+warm-up. [E18]
+"""
+
+import hiro                             # first: it sets one BLAS thread before numpy loads
+
+import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+
+from support import online
+from support.run import flag_of, main
+
+COUNTER = "step"
+OF_THE_HIERARCHY = ("correction", "goal_at_window_end", "relabel_low_goals", "pretrain",
+                    "see_position")
+
+
+@dataclass
+class Config(hiro.Config):
+    """hiro's config; `low_...` are the settings of the only level."""
+
+
+def resolve(given):
+    """A whole Config, as `hiro.resolve`. ValueError: flags of the hierarchy."""
+    changes = {"low_discount": Config.high_discount, "low_noise": 0.3}          # [E18]
+    config = hiro.resolve(given, Config, changes)
+    for name in OF_THE_HIERARCHY:
+        if getattr(config, name) != getattr(Config, name):
+            raise ValueError(f"{flag_of(name)} is for hiro.py; td3 has no hierarchy")
+    return config
+
+
+def sample(replay, rng, config):
+    """A batch (s, a, r, s') of steps drawn uniformly; r is the task's reward."""
+    w, i, last = hiro.draw_steps(replay, rng, config.batch_size, config.subgoal_interval)
+    s, s1, task = replay["states"][w, i], replay["states"][w, i + 1], replay["task"][w]
+    return {"observations": np.concatenate([s, task], -1), "actions": replay["actions"][w, i],
+            "rewards": np.float32(config.reward_scale) * replay["rewards"][w, i],
+            "masks": np.where(last, replay["mask"][w], np.float32(1)),
+            "next_observations": np.concatenate([s1, task], -1)}
+
+
+def policies(agent, config):
+    """The policy as the low level of `hiro.policies`; its goal is the task's and does not move."""
+    def low(s, task):
+        x = np.concatenate([s, task], -1)
+        return hiro.policy_constant(agent["low"]["online"]["actor"], x)
+
+    return SimpleNamespace(high=lambda s, task: task, low=low, transition=lambda s, g, s1: g,
+                           hierarchical=False)
+
+
+def learn(env, agent, config, rngs):
+    """TD3: act for c steps, store, update. Yields ({loss: value}, whether the episode is over)."""
+    acting, rng = policies(agent, config), rngs["batch"]
+    while agent["step"] < config.steps:
+        s, task, _, over, follows = *online.begin_episode(env, rngs, agent), False, False
+        while not over:
+            warm, row = bool(agent["step"] < config.warmup), {}
+            window, over, terminated = hiro.explore_window(env, s, task, task, acting, warm,
+                                                           rngs["explore"], config)
+            hiro.replay_add(agent["replay"], window, terminated, follows)
+            s, follows = window["states"][-1], True
+            agent["step"] += len(window["actions"])
+            if warm and agent["step"] >= config.warmup:
+                hiro.end_warmup(agent, rngs["explore"], config)
+            updates, _, rate = hiro.schedule(agent["step"], window, config)
+            for _ in range(updates):
+                batch = sample(agent["replay"], rng, config)
+                row["low_loss"] = hiro.td3_update(agent["low"], batch, rng, config.low_discount,
+                                                  rate, config)
+            yield row, over
+
+
+def init_agent(problem, rngs):
+    """A new agent, one tree of arrays: the networks and the replay."""
+    config, (S, _, D, A), c = problem.config, problem.sizes, problem.config.subgoal_interval
+    return {"low": hiro.td3_init(rngs["init"], S + D, A, config), "step": np.zeros((), np.int64),
+            "replay": hiro.replay_init(config.capacity // c, c, S, D, D, A),
+            "goal_range": np.full(D, config.goal_range or 1, np.float32)}
+
+
+def prepare(config, checkpoint=None, env=None, **parts):
+    """The problem that `train` solves, as `hiro.prepare`."""
+    return online.prepare(config, checkpoint, env, **{
+        "title": "td3, one policy without hierarchy", "agent": "td3", "init_agent": init_agent,
+        "learn": learn, "policies": policies, **parts})
+
+
+train, evaluate_checkpoint = online.train, online.evaluate_checkpoint
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])

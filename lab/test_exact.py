@@ -1,0 +1,259 @@
+"""Tests of lab/exact.py, and of HIQL's sampling and value loss against what it solves exactly.
+
+    python -m pytest lab/test_exact.py              20 seconds
+    python -m pytest lab/test_exact.py -m slow      the value of the four rooms, three minutes
+"""
+
+import nets                             # first: it sets one BLAS thread before numpy loads
+
+import dataclasses
+import os
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import envs
+import hiql
+from lab import exact
+from support import plots
+from support.run import generators
+
+
+def run(*words):
+    """`python -m lab.exact` in this process; returns the exit code."""
+    old, sys.argv = sys.argv, ["exact.py", *map(str, words)]
+    try:
+        return exact.main()
+    except SystemExit as e:
+        return e.code
+    finally:
+        sys.argv = old
+
+
+def chain(*trajectories):
+    """A data set on the top corridor of grid-fourrooms: columns visited, as trajectories."""
+    obs = np.concatenate([[(1, column) for column in t] for t in trajectories])
+    ends = np.cumsum([len(t) for t in trajectories]) - 1
+    terminals = np.zeros(len(obs), bool)
+    terminals[ends] = True
+    return envs.Dataset(obs.astype(np.float32), np.zeros(len(obs), int), terminals)
+
+
+# ------------------------------------------------------------------------------ exact values
+
+
+def test_expectile_fixed_point():
+    """By hand on one pair, and by its definition on all pairs of a real data set."""
+    env = envs.make("grid-fourrooms")
+    at_goal, go_on = exact.goal_counts(env, chain((1, 2, 3)), 0.5, 0.0, 0.0)
+    v = exact.expectile_values(env, at_goal, go_on, 0.5, 0.7)
+    one, two = env.index[1, 1], env.index[1, 2]
+    # rows 1 -> 2 and 2 -> 3, goals rows 0 and 1. From 1 to 2: always -1 + v(2,2)/2; from 2 to 2:
+    # always success, since the goal can only be row 1 itself.
+    assert v[two, two] == 0 and v[one, two] == -1 and np.isnan(v[env.index[1, 3], one])
+    data = envs.collect(env, np.random.default_rng(0), episodes=50, rows=60)
+    for discount, expectile in ((0.97, 0.7), (0.9, 0.97), (0.9, 0.5), (0.9, 0.9)):
+        at_goal, go_on = exact.goal_counts(env, data, discount, 0.2, 0.5)
+        v = exact.expectile_values(env, at_goal, go_on, discount, expectile)
+        y = -1 + discount * v[env.neighbours]
+        pull = (go_on * np.where(y < v[:, None], 1 - expectile, expectile)
+                * (y - v[:, None])).sum(1)
+        pull += at_goal * expectile * (0 - v)
+        assert np.abs(pull).max() < 1e-10
+        assert (v <= 0).all() and v.min() > -1 / (1 - discount)
+    assert (exact.expectile_values(env, at_goal, go_on, 0.9, 0.5) < v + 1e-12).all()
+
+
+def test_steps_that_are_no_move_of_the_grid_are_refused():
+    with pytest.raises(ValueError, match="no move of the grid"):
+        exact.goal_counts(envs.make("grid-fourrooms"), chain((1, 2, 4)), 0.5, 0.2, 0.5)
+
+
+def test_counts_of_the_behaviour_policy_keep_the_marginals():
+    env = envs.make("grid-fourrooms")
+    data = envs.collect(env, np.random.default_rng(0), episodes=50, rows=60)
+    _, go_on = exact.goal_counts(env, data, 0.9, 0.2, 0.5)
+    other = exact.behaviour_counts(go_on)
+    np.testing.assert_allclose(other.sum(1), go_on.sum(1), atol=1e-15)
+    np.testing.assert_allclose(other.sum(2), go_on.sum(2), atol=1e-15)
+    assert np.abs(other - go_on).sum() > 0.1
+
+
+def test_luck_makes_the_action_free_expectile_optimistic():
+    sure, slippery = (envs.make("grid-fourrooms", slip=x) for x in (0.0, 0.5))
+    sure, slippery = (exact.values_under_chance(env, 0.95, 0.9) for env in (sure, slippery))
+    np.testing.assert_allclose(sure["optimal"], exact.optimal_value(
+        envs.make("grid-fourrooms").distance, 0.95), atol=1e-6)
+    np.testing.assert_allclose(sure["over actions"], sure["action-free"], atol=1e-6)
+    far = envs.make("grid-fourrooms").distance >= 5
+    assert (slippery["over actions"] < slippery["optimal"])[far].all()  # no policy does better
+    assert (slippery["action-free"] > slippery["optimal"])[far].all()   # but it says so
+    # by hand: the goal below the corner (1, 1), where two of the five moves go into walls
+    env = envs.make("grid-fourrooms", slip=0.5)
+    s, g = env.index[1, 1], env.index[2, 1]
+    v = slippery["over actions"][:, g]
+    y = -1 + 0.95 * v[env.neighbours[s]]
+    q = 0.5 * y + 0.5 * y.mean()
+    weight = np.where(q >= v[s], 0.9, 0.1)
+    assert (weight * (q - v[s])).sum() == pytest.approx(0, abs=1e-6)
+
+
+# ------------------------------------------------ sampling and value loss against the exact ones
+
+
+@pytest.mark.parametrize("reached_by, discounts", [
+    ("index", {"discount": 0.7}), ("state", {"discount": 0.9, "goal_discount": 0.7})])
+def test_sampled_goals_have_the_counted_distribution(reached_by, discounts):
+    """2 million draws of `sample` against `goal_counts`, for every (s, move, g) and success."""
+    env, rng = envs.make("grid-fourrooms"), np.random.default_rng(0)
+    data = chain((1, 2, 3, 3, 2), (5, 4, 4, 4, 3, 2, 1), (2, 3))
+    config = hiql.resolve({"env": env.name, "batch_size": 2_000_000,
+                           "goal_reached_by": reached_by, **discounts})
+    at_goal, go_on = exact.goal_counts(env, data, 0.7, 0.2, 0.5, reached_by)
+    assert exact.exact_value(config, env, data) == pytest.approx(
+        exact.expectile_values(env, at_goal, go_on, config.discount, config.expectile),
+        nan_ok=True)
+    assert at_goal.sum() + go_on.sum() == pytest.approx(1)
+    batch = hiql.sample(data, rng, config)
+    s, s1, g = (env.number(batch[name]) for name in ("observations", "next_observations",
+                                                     "value_goals"))
+    move = (env.neighbours[s] == s1[:, None]).argmax(1)
+    n, hit = len(env.cells), batch["masks"] == 0
+    drawn_at = np.bincount(s[hit] * n + g[hit], minlength=n * n) / len(s)
+    drawn_on = np.bincount(((s * 5 + move) * n + g)[~hit], minlength=n * 5 * n) / len(s)
+    np.testing.assert_allclose(drawn_at, at_goal.ravel(), atol=2e-3)
+    np.testing.assert_allclose(drawn_on, go_on.ravel(), atol=2e-3)
+
+
+def train_value(env, data, config, loss=hiql.value_loss, seed=0):
+    """Parameters after `hiql.learn` of the value alone, by this loss."""
+    rngs = generators(seed, "init", "flat", "batch")
+    problem = SimpleNamespace(config=config, env=env, data=data, losses={"value": loss})
+    agent = {"params": hiql.init_params(config, env, data, rngs), "update": 0}
+    for _ in hiql.learn(problem, agent, rngs["batch"]):
+        pass
+    return agent["params"]
+
+
+def value_errors(env, data, config, params):
+    """Learned value against the exact fixed point, over all state-goal pairs.
+
+    -> mean absolute error over the value's range, rank correlation, share of pairs s != g whose
+    greedy move is one of the exact best moves (within 1 % of the range: nearly equal moves), and
+    one of the shortest-path moves.
+    """
+    truth = exact.exact_value(config, env, data)
+    v = exact.value_table(env, lambda s, g: hiql.mean_value(params, s, g, config))
+    best = v[env.neighbours].argmax(1)[:, None]                     # (n, 1, n) moves
+    chosen = np.take_along_axis(truth[env.neighbours], best, 1)[:, 0]
+    span, apart = np.nanmax(truth) - np.nanmin(truth), ~np.eye(len(v), dtype=bool)
+    right = chosen >= truth[env.neighbours].max(1) - 0.01 * span
+    nearer = np.take_along_axis(env.distance[env.neighbours], best, 1)[:, 0] < env.distance
+    return *exact.compare_values(v, truth), right[apart].mean(), nearer[apart].mean()
+
+
+def test_value_learns_the_exact_fixed_point():
+    """The value of a tiny grid is exact to 5 % of its range; three lesions are not."""
+    env = envs.GridWorld("grid-tiny", "umaze")                      # seven cells, bent
+    data = envs.collect(env, np.random.default_rng(0), episodes=200, rows=41, noise=1.0)
+    config = hiql.resolve({"env": "grid-fourrooms", "discount": 0.9, "hidden_dims": (32, 32),
+                           "steps": 600, "batch_size": 128, "subgoal_steps": 2,
+                           "train_flat": False})
+    error, rank, _, _ = value_errors(env, data, config, train_value(env, data, config))
+    assert error < 0.05 and rank > 0.97
+
+    def no_mask(params, batch, config):
+        return hiql.value_loss(params, {**batch, "masks": np.ones_like(batch["masks"])}, config)
+
+    def no_reward(params, batch, config):
+        return hiql.value_loss(params, {**batch, "rewards": np.zeros_like(batch["rewards"])},
+                               config)
+
+    def flipped(params, batch, config):
+        return hiql.value_loss(params, batch, dataclasses.replace(config, expectile=0.1))
+
+    config = dataclasses.replace(config, expectile=0.9)
+    for lesion in (no_mask, no_reward, flipped):
+        params = train_value(env, data, config, lesion)
+        assert value_errors(env, data, config, params)[0] > 0.05
+
+
+@pytest.mark.slow
+def test_exactness_on_four_rooms():
+    """Every state-goal pair of grid-fourrooms against the exact fixed point."""
+    config = hiql.resolve({"env": "grid-fourrooms", "steps": 8000, "train_flat": False})
+    problem = hiql.prepare(config)
+    error, rank, best, nearer = value_errors(problem.env, problem.data, config, train_value(
+        problem.env, problem.data, config))
+    print(f"error {error:.3f} of the range, rank {rank:.4f}, best moves {best:.3f}, "
+          f"shortest-path moves {nearer:.3f}")
+    assert error <= 0.05 and rank >= 0.98 and best >= 0.95
+
+
+# ---------------------------------------------------------------- the program and its pictures
+
+
+def test_two_values_are_compared_by_hand():
+    truth = np.array([[0.0, -1.0], [np.nan, -4.0]])
+    learned = np.array([[-1.0, -1.5], [9.0, -3.5]])             # off by 1, 0.5 and 0.5
+    error, rank = exact.compare_values(learned, truth)
+    assert error == pytest.approx(2 / 3 / 4) and rank == pytest.approx(1)
+    assert exact.compare_values(-learned, truth)[1] == pytest.approx(-1)
+    env = envs.make("grid-fourrooms")
+    table = exact.value_table(env, lambda s, g: env.distance[env.number(s), env.number(g)])
+    assert (table == env.distance).all()                        # rows are states, columns goals
+
+
+def test_program_draws_and_compares(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for wrong, words in ((("a", "--run", "b"), "give FOLDER or --run DIR, not both"),
+                         (("--run", "b"), "b/config.json"), (("--rnu", "b"), "did you mean --run")):
+        assert run(*wrong) == 2
+        assert words in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+    small = envs.collect(envs.make("grid-fourrooms"), np.random.default_rng(0), episodes=50,
+                         rows=60)
+    monkeypatch.setattr(envs.Maze, "dataset", lambda env, rng: small)
+    monkeypatch.setattr(exact, "draw_chance", lambda path: open(path, "w").close())
+    assert not run("pictures")
+    assert sorted(os.listdir("pictures")) == ["chance.png", "exact_values.png"]
+    assert "of the two fixed points: " in capsys.readouterr().out
+
+
+def test_chance_is_drawn(monkeypatch):
+    """Without slips two curves are one; with slips the action-free one lies above the optimum."""
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    exact.draw_chance("")
+    sure, slippery = ([line.get_ydata() for line in ax.lines] for ax in figures[0].axes)
+    steps = np.arange(1, len(sure[0]) + 1)
+    np.testing.assert_allclose(sure[0], exact.optimal_value(steps, 0.95), atol=1e-6)
+    np.testing.assert_allclose(sure[1], sure[2], atol=1e-6)
+    optimal, over_actions, action_free = slippery
+    assert (over_actions < optimal)[4:].all() and (action_free > optimal)[4:].all()
+
+
+def test_a_run_is_compared_with_the_exact_value(tmp_path, monkeypatch, capsys):
+    """The exact value itself as the learned one has no error; other runs are refused."""
+    env = envs.make("grid-fourrooms")
+    data = envs.collect(env, np.random.default_rng(0), episodes=50, rows=60)
+    config = hiql.resolve({"env": env.name})
+    problem, agent = SimpleNamespace(env=env, data=data, config=config), {"params": {"value": {}}}
+    truth, figures = exact.exact_value(config, env, data), []
+    monkeypatch.setattr(exact, "load_run", lambda program, folder: (problem, agent))
+    monkeypatch.setattr(hiql, "mean_value", lambda params, s, g, config: truth[
+        env.number(s), env.number(g)])
+    save = plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: (
+        figures.append(figure), save(figure, path)))
+    assert not run("--run", tmp_path)
+    assert "error 0.0% of the range, rank correlation 1.0000" in capsys.readouterr().out
+    assert os.listdir(tmp_path) == ["value_exact.png"]
+    maps = [ax.images[0].get_array() for ax in figures[0].axes[:10]]
+    assert all((maps[i] == maps[5 + i]).all() for i in range(5))
+    agent["params"] = {"low": {}}
+    assert run("--run", tmp_path) == 2 and "without the value" in capsys.readouterr().err
+    problem.env = envs.make("point-medium")
+    assert run("--run", tmp_path) == 2 and "those of grids" in capsys.readouterr().err

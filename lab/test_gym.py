@@ -1,0 +1,198 @@
+"""Tests of lab/gym.py: HIRO on environments that know nothing of this project.
+
+    python -m pytest lab/test_gym.py            15 seconds
+"""
+
+import nets                             # first: it sets one BLAS thread before numpy loads
+
+import numpy as np
+import pytest
+
+import hiro
+import lab.gym
+from lab import td3
+
+
+class Field:
+    """A point on a plane by Gymnasium's convention, foreign to this project: Box [0, 4]^2, pushes
+    of (a - 2) / 4, success within 0.5 of the goal, the end beyond 6."""
+
+    def __init__(self, keys=True, apart=False):
+        self.keys, self.apart, self.seeds, self.lengths = keys, apart, [], []
+        self.action_space = type("Box", (), {"low": np.zeros(2), "high": np.full(2, 4.0)})()
+
+    def observe(self):
+        if not self.keys:
+            return np.array([self.time, *self.s], np.float64)
+        o = np.array([self.time]) if self.apart else np.array([*self.s, self.time])
+        return {"observation": o, "achieved_goal": self.s.copy(), "desired_goal": self.goal.copy()}
+
+    def reset(self, seed=None, options=None):
+        rng = np.random.default_rng(seed)
+        self.s, self.goal, self.time = np.zeros(2), rng.uniform(-3, 3, 2), 0
+        self.seeds.append(seed)
+        self.lengths.append(0)
+        return self.observe(), {}
+
+    def step(self, action):
+        assert (action >= 0).all() and (action <= 4).all()
+        self.s, self.time = self.s + (action - 2) / 4, self.time + 1
+        self.lengths[-1] += 1
+        distance = np.linalg.norm(self.s - self.goal)
+        return (self.observe(), -distance, bool(np.abs(self.s).max() > 6), self.time >= 25,
+                {"is_success": distance < 0.5})
+
+
+def field_config(program=hiro, **changes):
+    return program.resolve({"subgoal_interval": 5, "steps": 600, "warmup": 200,
+                            "eval_interval": 300, "goal_range": 0, "eval_episodes": 3,
+                            "batch_size": 32, "high_updates": 1, **changes})
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_any_environment_with_dict_observations(apart, capsys):
+    """Windows are the episodes' own: cut by truncation (bootstrap) or termination (none)."""
+    env = Field(apart=apart)
+    result = lab.gym.train(env, field_config())
+    assert capsys.readouterr().out.startswith(
+        "Field, seed 0: hiro, with off-policy correction; 600 environment steps\n")
+    replay, n = result.agent["replay"], int(result.agent["replay"]["count"])
+    assert replay["states"].shape[2] == 3                   # position, time: the position once
+    length = replay["length"][:n]
+    assert 600 <= length.sum() < 625 and length.max() == 5
+    s = replay["states"][np.arange(n), length]
+    out = np.abs(s[:, :2]).max(1) > 6
+    assert (replay["mask"][:n] == ~out).all() and 0 < out.sum() < n
+    training = np.array(env.lengths)[[i for i, k in enumerate(env.lengths) if k]]
+    assert set(training) - {25} and sorted(length[length < 5]) == sorted(
+        k % 5 for k in (s[:, 2][out]).astype(int) if k % 5)
+    a = replay["actions"][:n, 0]                            # in [-1, 1]; the plane moves by half
+    np.testing.assert_allclose(replay["states"][:n, 1, :2] - replay["states"][:n, 0, :2], a / 2,
+                               atol=1e-5)
+    assert result.summary["env"] == "Field"
+    assert set(result.summary) >= {"success", "success_last_step", "final_distance", "return",
+                                   "env_steps"}
+    act = result.actor()
+    assert act(env.reset(seed=1)[0]).shape == (2,)
+    result = lab.gym.train(env, field_config(eval_noise=0.5))
+    obs = env.reset(seed=1)[0]
+    assert (result.actor()(obs) != result.actor()(obs)).any()   # episodes have their own noise
+
+
+def test_an_environment_of_its_own_kind(monkeypatch):
+    """Actions in the space's dtype; a position that is not first, though it seems so at rest; an
+    episode that never ends is refused."""
+    class Other(Field):
+        def __init__(self, limit):
+            super().__init__()
+            self.action_space.dtype, self.limit = np.dtype(np.float32), limit
+
+        def observe(self):                              # velocity first, and at rest it is 0, 0
+            o = super().observe()
+            return {**o, "observation": np.concatenate([0 * self.s, self.s])}
+
+        def step(self, action):
+            assert action.dtype == np.float32
+            obs, reward, _, _, info = super().step(action)
+            self.s = np.clip(self.s, -5, 5)
+            return obs, reward, False, self.time >= self.limit, info
+
+    result = lab.gym.train(Other(25), field_config(steps=250))
+    assert result.agent["replay"]["states"].shape[2] == 6       # position, velocity, position
+    assert result.actor()(Other(25).reset(seed=1)[0]).dtype == np.float32
+    monkeypatch.setattr(lab.gym, "ENDLESS", 300)
+    with pytest.raises(ValueError, match="did not end in 30. steps; the environment needs a time"):
+        lab.gym.train(Other(10**6), field_config(steps=250, warmup=249))
+
+
+def test_any_environment_with_array_observations():
+    """The position anywhere in the array, one goal given; the range of goals is measured."""
+    env = Field(keys=False)
+    result = lab.gym.train(env, field_config(), goal=[1.0, 2.0], position=slice(1, 3))
+    replay, n = result.agent["replay"], int(result.agent["replay"]["count"])
+    goal_range = result.agent["goal_range"]
+    assert (replay["task"][:n] == [1, 2]).all()
+    states, length = replay["states"], replay["length"]
+    np.testing.assert_array_equal(states[0, :6, 2], np.arange(6))       # time comes last
+    warm = np.flatnonzero((np.cumsum(length[:n]) - length[:n] < 200) & (length[:n] == 5))
+    moved = np.abs(states[warm, 5, :2] - states[warm, 0, :2])
+    np.testing.assert_allclose(goal_range, np.quantile(moved, 0.95, axis=0), rtol=1e-5)
+    assert (np.abs(replay["goal"][:n]) <= goal_range + 1e-6).all()
+    given = lab.gym.train(Field(), field_config(steps=250), goal_range=[1.0, 0.5])
+    assert given.agent["goal_range"].tolist() == [1.0, 0.5]
+
+
+def test_td3_on_any_environment(capsys):
+    result = lab.gym.train(Field(), field_config(td3, steps=250), program=td3)
+    assert result.agent["goal_range"].tolist() == [1, 1]    # has none: nothing is measured
+    assert result.summary["agent"] == "td3" and result.summary["env"] == "Field"
+    assert "Field, seed 0: td3, one policy without hierarchy" in capsys.readouterr().out
+    a = result.actor()(Field().reset(seed=1)[0])
+    assert a.shape == (2,) and (0 <= a).all() and (a <= 4).all()
+
+
+def test_observations_begin_with_the_position():
+    """Put first where it is not there already; actions of [-1, 1] fill the Box."""
+    env = Field()
+    adapter = lab.gym.GymAdapter(env)
+    obs, _ = adapter.reset(seed=2)
+    assert obs["observation"].tolist() == [0, 0, 0] and (obs["desired_goal"] == env.goal).all()
+    obs, reward, terminated, truncated, info = adapter.step(np.array([1.0, -0.5]))
+    assert obs["observation"].tolist() == [0.5, -0.25, 1]
+    assert obs["achieved_goal"].tolist() == [0.5, -0.25]
+    assert reward == -np.linalg.norm(env.s - env.goal) and not (terminated or truncated)
+    assert adapter.action(np.array([-1.0, 1.0])).tolist() == [0, 4]
+    assert adapter.unwrapped is env and adapter.action_size == 2
+    adapter = lab.gym.GymAdapter(Field(apart=True))
+    adapter.reset(seed=2)
+    assert adapter.step(np.array([1.0, 0.0]))[0]["observation"].tolist() == [0.5, 0, 1]
+    adapter = lab.gym.GymAdapter(Field(keys=False), [1, 2], slice(1, 3))
+    adapter.reset(seed=2)
+    obs = adapter.step(np.array([1.0, 0.0]))[0]
+    assert obs["observation"].tolist() == [0.5, 0, 1] and obs["desired_goal"].tolist() == [1, 2]
+
+
+def test_evaluation_by_hand():
+    """Success ever and at the last step, final distance and return, episode by episode."""
+    class Given(Field):                                 # reaches the goal, and runs away from it
+        def reset(self, seed=None, options=None):
+            super().reset(seed)
+            self.goal = np.array([1.0, 0.0])
+            return self.observe(), {}
+
+    adapter = lab.gym.GymAdapter(Given())
+    config = field_config(eval_episodes=2)
+    problem = hiro.prepare(config, env=adapter, evaluate=lab.gym.evaluate)
+    right = np.array([[1.0, 0.0]])
+    problem.policies = lambda agent, config: type("Acting", (), {
+        "high": lambda s, task: task, "low": lambda s, g: right, "transition": lambda s, g, s1: g})
+    seen, episodes = problem.evaluate(problem, {"step": np.array(0)})
+    x = np.arange(0.5, 6.51, 0.5)                       # the end is beyond 6, after 13 steps
+    assert episodes == {} and seen == {
+        "success": 1.0, "success_last_step": 0.0, "final_distance": 5.5,
+        "return": pytest.approx(-np.abs(x - 1).sum())}
+
+
+def test_learning_rates_fall_to_zero_and_stay_there(monkeypatch):
+    """The last episode runs past --steps: its rates are 0, not below; replay may be short."""
+    rates, plain = [], hiro.td3_update
+
+    def td3_update(*arguments):
+        rates.append(arguments[4])
+        return plain(*arguments)
+
+    monkeypatch.setattr(hiro, "td3_update", td3_update)
+    result = lab.gym.train(Field(), field_config(steps=560, capacity=100, eval_interval=100))
+    assert result.summary["env_steps"] > 565 and rates[0] == 1 and min(rates) == 0 == rates[-1]
+    assert (np.diff(rates) <= 0).all() and len(result.summary["success_curve"]) == 5
+
+
+def test_environments_that_cannot_be_used_say_why():
+    box = Field()
+    box.action_space = None
+    for env, goal, message in ((Field(), [0, 0], "give no goal"), (box, None, "action_space"),
+                               (Field(keys=False), None, "goal=")):
+        with pytest.raises(ValueError, match=message):
+            lab.gym.train(env, field_config(), goal=goal)
+    with pytest.raises(ValueError, match="goal_range must be positive"):
+        lab.gym.train(Field(), field_config(), goal_range=[1.0, 0.0])

@@ -1,0 +1,202 @@
+"""Tests of lab/theory.py: formula against simulation, cases by hand, and what the program leaves.
+
+    python -m pytest lab/test_theory.py         10 seconds
+"""
+
+import nets                             # first: it sets one BLAS thread before numpy loads
+
+import os
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import envs
+from lab import theory
+from support import plots
+from support.files import read_json
+
+
+def run(*words):
+    """`python -m lab.theory` in this process; returns the exit code."""
+    old, sys.argv = sys.argv, ["theory.py", *map(str, words)]
+    try:
+        return theory.main()
+    except SystemExit as e:
+        return e.code
+    finally:
+        sys.argv = old
+
+
+def close(a, b, tolerance=1e-9):
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.shape == b.shape
+    error = np.abs(a - b).max() / max(np.abs(b).max(), 1e-3)
+    assert error < tolerance, error
+
+
+def test_chain_of_proposition_4_1():
+    """The closed form against known numbers, and against simulated noise in each of its parts."""
+    for T, k, sigma, flat, bound in ((10, 3, 0.3, 0.320, 0.156), (25, 5, 0.2, 0.389, 0.166),
+                                     (50, 7, 0.2, 0.444, 0.322), (100, 10, 0.2, 0.472, 0.482)):
+        formula = [theory.chain_error(d, sigma) for d in (T, T / k, k)]
+        assert abs(formula[0] - flat) < 6e-4 and abs(formula[1] + formula[2] - bound) < 6e-4
+        seen = theory.chain_simulation(T, k, sigma, 200_000, np.random.default_rng(T))
+        high, low = formula[1:]
+        for name, p in (("flat", formula[0]), ("either", high + low - high * low),
+                        ("first", high + low - 2 * high * low)):
+            assert abs(seen[name] - p) < 5 * np.sqrt(p * (1 - p) / 200_000), (T, name)
+    k = np.arange(1, 101)                       # the best k is the square root of T
+    for T, sigma in ((25, 0.1), (100, 0.1), (100, 0.3)):
+        high, low = theory.chain_error(T / k, sigma), theory.chain_error(k, sigma)
+        assert k[(high + low - 2 * high * low).argmin()] == np.sqrt(T)
+        assert (k[(high + low).argmin()] == np.sqrt(T)) == (sigma < 0.2)    # the bound's is not
+    for sigma, k, useful in ((0.2, 30, True), (0.35, 86, False)):            # the bound's best k
+        bound = [theory.chain_error(100 / x, sigma) + theory.chain_error(x, sigma)
+                 for x in range(1, 101)]
+        assert np.argmin(bound) + 1 == k
+        assert (min(bound) < theory.chain_error(100, sigma)) == useful
+
+
+def test_first_actions_by_hand():
+    """A corridor of seven cells: noise of one value misleads only the policy that compares it."""
+    env = envs.GridWorld("grid-tiny", "umaze")
+    order = np.argsort(env.distance[np.flatnonzero((env.distance == 6).any(1))[0]])
+    a, b, c, d, e, f, g = order                         # along the corridor
+    v = -env.distance.astype(float)
+    assert all((right == (env.distance > 0)).all() for right in theory.first_actions(env, v, 2))
+    v[c, g] = -9                                        # seen from b and d on the way to g
+    flat, hierarchy = theory.first_actions(env, v, 2)
+    wrong = np.argwhere((flat != (env.distance > 0)))
+    assert wrong.tolist() == [[b, g]]                   # d has nothing better behind it
+    assert hierarchy[b, g] and hierarchy[a, g]          # only d, only c is two steps away
+    v = -env.distance.astype(float)
+    v[f, g] = v[e, g] = -9                              # the high-level policy at c sees a and e
+    flat, hierarchy = theory.first_actions(env, v, 2)
+    assert flat[c, g] and not hierarchy[c, g]
+    v = -env.distance.astype(float)
+    v[d, e] = -9                                        # the low-level policy at c, on the way to e
+    flat, hierarchy = theory.first_actions(env, v, 2)
+    assert flat[c, g] and not hierarchy[c, g]
+
+
+def test_shares_of_wrong_first_actions():
+    """None by the exact value; by its opposite the flat policy's are all wrong, at any distance."""
+    env, k = envs.make("grid-fourrooms"), 5
+    for sign, flat in ((-1, 0), (1, 1)):
+        seen = theory.wrong_first_actions(env, sign * env.distance.astype(float), k)
+        assert seen["wrong_first_flat"] == flat
+        assert seen["wrong_flat_by_distance"] == [flat] * env.distance.max()
+        if sign == -1:
+            assert seen["wrong_first_hierarchy"] == 0 == max(seen["wrong_hierarchy_by_distance"])
+    short_sighted = np.where(env.distance <= 3, -env.distance, env.distance)
+    seen = theory.wrong_first_actions(env, short_sighted, k)
+    wrong = seen["wrong_flat_by_distance"]
+    assert wrong[:2] == [0, 0] and wrong[4:] == [1] * (env.distance.max() - 4)
+    assert seen["wrong_first_flat"] == 1                # of the far pairs alone
+
+
+def test_value_and_action_sufficiency():
+    env = envs.GridWorld("grid-tiny", "umaze")
+    v = -env.distance.astype(float)
+    errors = [np.abs(theory.low_rank_value(v, r) - v).mean() for r in (1, 2, 4, 7)]
+    assert errors == sorted(errors, reverse=True) and errors[0] > 0.1 > 1e-9 > errors[-1]
+    assert np.linalg.matrix_rank(theory.low_rank_value(v, 2)) == 2
+    # from place p of 0..6, goals at p - d and p + d have one value and need two moves
+    unsure, wrong = theory.action_insufficiency(env)
+    assert unsure == pytest.approx(2 * (1 + 2 + 3 + 2 + 1) / 42) and wrong == unsure / 2
+
+
+@pytest.mark.parametrize("name", ["grid-fourrooms", "point-medium"])
+def test_signs_of_advantages(name):
+    """All right by the exact value, all wrong by its opposite; by a value that is right only near
+    the goal the low-level policy's stay right, and those of the others far away are wrong."""
+    env = envs.make(name)
+    data = envs.collect(env, np.random.default_rng(0), episodes=50, rows=60)
+
+    def shares(value):
+        return theory.right_signs(env, data, value, 4, np.random.default_rng(0), n=500)
+
+    for sign, right in ((-1, 1), (1, 0)):
+        length, seen = shares(lambda s, g: sign * env.path_length(s, g))
+        assert list(seen) == ["flat", "high", "low"] and (np.diff(length) > 0).all()
+        assert all((x == right).all() and len(x) == len(length) for x in seen.values())
+    reach = 6 * env.side                                # farther than any subgoal
+    _, seen = shares(lambda s, g: np.where(env.path_length(s, g) < reach, -1, 1)
+                     * (env.path_length(s, g) - reach))
+    assert (seen["low"] == 1).all()
+    for policy in ("flat", "high"):
+        assert seen[policy][0] == 1 and seen[policy][-1] == 0
+
+
+def test_program_prints_and_keeps_its_numbers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for wrong, words in ((("--k", 3), "unrecognized arguments: --k 3"),
+                         (("--seed", -1), "--seed must be at least 0, not -1"),
+                         (("--run", "a", "--seed", 0), "--run takes no other flag"),
+                         (("--run", "a"), "a/config.json")):
+        assert run(*wrong) == 2
+        assert words in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+    monkeypatch.setattr(theory, "draw_theory", lambda path: open(path, "w").close())
+    assert not run() and os.listdir(tmp_path) == ["runs"] and os.listdir("runs") == ["theory.png"]
+    out = capsys.readouterr().out
+    assert "bound 0.482, high-level or low-level policy errs 0.42" in out
+    assert f"drawn: {os.path.join('runs', 'theory.png')}" in out
+    assert not run("--seed", 7, "--out", "a")
+    assert sorted(os.listdir("a")) == ["config.json", "summary.json"]
+    seen = read_json("a/summary.json")
+    assert seen["seed"] == 7 and seen["chain_bound"] == pytest.approx(0.482, abs=5e-4)
+    for name, share in (("chain_flat", 0.472), ("chain_either", 0.424), ("chain_first", 0.366)):
+        assert abs(seen[name] - share) < 2e-3               # the known shares, T 100
+    assert seen["maze_hierarchy_0.1"] < 0.06 < 0.2 < seen["maze_flat_0.1"] < 0.28
+    assert seen["wrong_at_rank_48"] == 0 < seen["wrong_at_rank_8"] < seen["wrong_at_rank_3"]
+    assert not run("--seed", 8, "--out", "b")
+    other = read_json("b/summary.json")
+    assert seen["chain_first"] != other["chain_first"] and seen["chain_bound"] == other[
+        "chain_bound"]
+    for out, words in (("a", "a already holds a run"), ("runs/theory.png", "theory.png")):
+        assert run("--out", out) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_theory_is_drawn(monkeypatch):
+    """Formula and simulation over the distance, and the errors over the rank of the value."""
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    theory.draw_theory("", n=4000)
+    axes = figures[0].axes
+    formula, bound, *simulated = [line for line in axes[2].lines if len(line.get_xdata()) > 2]
+    sigma = np.array(formula.get_xdata())
+    close(formula.get_ydata(), theory.chain_error(100, sigma))
+    close(bound.get_ydata(), 2 * theory.chain_error(10, sigma))
+    assert [len(line.get_xdata()) for line in simulated] == [8, 8, 8]
+    assert np.abs(simulated[0].get_ydata() - formula.get_ydata()).max() < 0.04
+    assert (simulated[1].get_ydata() <= bound.get_ydata() + 0.04).all()
+    flat, hierarchy = (line.get_ydata() for line in axes[3].lines)
+    assert len(flat) == len(hierarchy) > 20 and flat[10:20].mean() > 3 * hierarchy[10:20].mean()
+    value, action, unsure, wrong = (line.get_ydata() for line in axes[5].lines)
+    assert value[-1] < 1e-6 and action[-1] == 0 and (np.diff(value) < 1e-12).all()
+    assert unsure[0] > 0.4 > 0.2 > wrong[0] > 0.1
+
+
+def test_signs_of_a_run_are_drawn(tmp_path, monkeypatch, capsys):
+    """`--run` asks the value of the run itself; an agent without one is refused."""
+    env = envs.make("grid-fourrooms")
+    data = envs.collect(env, np.random.default_rng(0), episodes=50, rows=60)
+    problem = SimpleNamespace(env=env, data=data,
+                              config=SimpleNamespace(subgoal_steps=4, seed=0))
+    agent, lines = {"params": {"value": -1}}, []
+    monkeypatch.setattr(theory, "load_run", lambda program, folder: (problem, agent))
+    monkeypatch.setattr(theory.hiql, "mean_value", lambda params, s, g, config:
+                        params["value"] * env.path_length(s, g))
+    save = plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: (
+        lines.extend(figure.axes[0].lines), save(figure, path)))
+    assert not run("--run", tmp_path)
+    assert os.listdir(tmp_path) == ["signal.png"] and "signal.png" in capsys.readouterr().out
+    assert [line.get_label().split(":")[0] for line in lines] == ["flat", "high-level", "low-level"]
+    assert all((line.get_ydata() == 1).all() for line in lines)
+    agent["params"] = {"low": {}}
+    assert run("--run", tmp_path) == 2 and "without the value" in capsys.readouterr().err

@@ -1,0 +1,343 @@
+"""The theory of the HIQL paper in numbers: Propositions 4.1 and 5.1, and the sign of advantages.
+
+Prop. 4.1: with a noisy value two short comparisons (high-level policy, low-level policy) err less
+often than one long comparison (flat policy). Here: its closed form and a simulation on the chain,
+then the same with an exact value plus noise on grid-maze. Prop. 5.1: if V(s, g) = psi(s) phi(g),
+goals may be replaced by phi(g) without loss. Here: low-rank values, and a counterexample for
+phi([s; g]).
+
+    python -m lab.theory                prints the numbers and draws runs/theory.png; 5 seconds
+    python -m lab.theory --out DIR      prints the numbers and writes them to DIR/summary.json and
+                                        DIR/config.json, without a picture; 3 seconds
+    --seed N                            seed of the simulated noise (default 0)
+    python -m lab.theory --run DIR      for a finished run of hiql.py: how often the sign of an
+                                        advantage is right, DIR/signal.png; 5 seconds
+
+n is the number of free cells; T is the distance to the goal, k the number of steps to the subgoal,
+sigma the standard deviation of the noise in relation to the value.
+"""
+
+import nets                             # first: it sets one BLAS thread before numpy loads
+
+import math
+import os
+import sys
+import time
+
+import numpy as np
+from scipy.stats import beta, norm
+
+import envs
+import hiql
+from support import plots
+from support.files import write_json
+from support.run import Parser, exit_with_error, load_run, require_free_folder
+
+# ------------------------------------------------------------------------- Proposition 4.1
+
+
+def chain_error(distance, sigma):
+    """Probability that one comparison of noisy values errs on the chain: closed form, Prop. 4.1.
+
+    States are integers, actions +-1, V(s, g) = -|s - g| (1 + sigma z) with z ~ N(0, 1) for each
+    pair. A policy at `distance` from its goal compares the values one step nearer and one step
+    farther: it errs with probability Phi(-sqrt(2) / (sigma sqrt(distance^2 + 1))). The distance
+    is T for the flat policy, T / k for the high-level policy, whose steps are k long, and k for
+    the low-level policy. The sum of the last two bounds the hierarchy's error.
+    """
+    return norm.cdf(-math.sqrt(2) / (sigma * np.sqrt(np.asarray(distance) ** 2 + 1.0)))
+
+
+def chain_simulation(T, k, sigma, n, rng):
+    """The same by n draws of the noise, as shares of the draws:
+
+    flat: the flat policy's action is wrong; either: the high-level or the low-level policy errs;
+    first: the hierarchy's first action is wrong (two errors cancel).
+    """
+    def errs(distance, step):                           # the farther state looks better
+        nearer, farther = -np.array([[distance - step], [distance + step]]) * (
+            1 + sigma * rng.normal(size=(2, n)))
+        return farther > nearer
+
+    flat, high, low = errs(T, 1), errs(T, k), errs(k, 1)
+    return {"flat": flat.mean(), "either": (high | low).mean(), "first": (high ^ low).mean()}
+
+
+def noisy_values(env, sigma, rng):
+    """V*(s, g) (n, n) with the chain's noise: one draw for each pair, in proportion to V*."""
+    return -env.distance * (1 + sigma * rng.normal(size=env.distance.shape))
+
+
+def first_actions(env, v, k):
+    """Is the first action right, by a value v (n, n) of (state, goal) on a grid? Two (n, n) bools.
+
+    Flat policy: the move to the best v(s', g). Hierarchy: the subgoal w is the best v(w, g) among
+    the states exactly k steps away, and the goal itself if it is within k steps or no state is k
+    away; then the move to the best v(s', w). Right: one step nearer to g.
+    """
+    distance, near = env.distance, env.neighbours
+    n, s = len(distance), np.arange(len(distance))[:, None]
+    flat = near[s, v[near].argmax(1)]                           # (n, n): where the move leads
+    reach = distance == k
+    w = np.where(reach[:, :, None], v[None], -np.inf).argmax(1)
+    w = np.where((distance <= k) | ~reach.any(1)[:, None], np.arange(n), w)
+    hierarchy = flat[s, w]
+    return distance[flat, np.arange(n)] < distance, distance[hierarchy, np.arange(n)] < distance
+
+
+def wrong_first_actions(env, v, k):
+    """Shares of wrong `first_actions` by a value v (n, n) on a grid, for flat and hierarchy:
+
+    wrong_first_*: of the goals at least env.pair_distance steps away, a float; wrong_*_by_distance:
+    of the goals at distance 1, 2, ..., a list rounded to four digits.
+    """
+    summary, far = {}, env.distance >= env.pair_distance
+    for name, right in zip(("flat", "hierarchy"), first_actions(env, v, k)):
+        summary[f"wrong_first_{name}"] = float(1 - right[far].mean())
+        summary[f"wrong_{name}_by_distance"] = [
+            round(float(1 - right[env.distance == d].mean()), 4)
+            for d in range(1, env.distance.max() + 1)]
+    return summary
+
+
+# ------------------------------------------------------------------------- Proposition 5.1
+
+
+def low_rank_value(v, rank):
+    """The best V(s, g) = psi(s) phi(g) with phi of size `rank`, for v (n, n), by SVD.
+
+    It is exact from the rank of v on.
+    """
+    u, size, vt = np.linalg.svd(v)
+    return (u[:, :rank] * size[:rank]) @ vt[:rank]
+
+
+def action_insufficiency(env):
+    """phi([s; g]) = V*(s, g), one number, keeps the value and loses the action, on a grid.
+
+    Prop. 5.1 asks for phi(g). -> (share of states and goals for which no policy of (s, phi) can
+    be sure of a right move, share of wrong moves of the best such policy, which takes the move
+    that serves most goals)
+    """
+    nearer = env.distance[env.neighbours] < env.distance[:, None]            # (n, 5, n)
+    unsure, wrong = np.zeros(env.distance.shape), np.zeros(env.distance.shape)
+    for s, row in enumerate(env.distance):
+        for d in np.unique(row[row > 0]):
+            best = nearer[s][:, row == d].mean(1).max()
+            unsure[s, row == d], wrong[s, row == d] = best < 1, 1 - best
+    return unsure[env.distance > 0].mean(), wrong[env.distance > 0].mean()
+
+
+# ---------------------------------------------------------------------- signs of advantages
+
+
+def right_signs(env, data, value, k, rng, n=4000, bins=10):
+    """Why a hierarchy helps (the paper's Sec. 4): how often is the sign of an advantage right?
+
+    For n transitions of the data and goals drawn from it, the share for which the advantage and
+    the exact change of the path length have the same sign: the flat policy's V(s1,g) - V(s,g),
+    the high-level policy's V(w,g) - V(s,g) with w k steps ahead, and the low-level policy's
+    V(s1,w) - V(s,w). value(s (N,2), g (N,2)) -> (N,).
+    -> (path length to the goal (bins,), {policy: shares (bins,)}), bins of equally many draws
+    """
+    obs = data.observations
+    i = data.valid[data.valid + k <= data.last[data.valid] - 1]
+    i = i[env.is_free(obs[i]) & env.is_free(obs[i + 1]) & env.is_free(obs[i + k])]
+    i, g = rng.choice(i, n), obs[rng.choice(i, n)]
+    s, s1, w = obs[i], obs[i + 1], obs[i + k]
+    cell = env.number(s)                        # teleporters lead where no path goes
+    joined = np.all([env.distance[cell, env.number(x)] >= 0 for x in (s1, w, g)], 0)
+    s, s1, w, g = (x[joined] for x in (s, s1, w, g))
+    length = env.path_length(s, g)
+    edges, shares = np.quantile(length, np.linspace(0, 1, bins + 1)), {}
+    for name, (x, y, goal) in {"flat": (s, s1, g), "high": (s, w, g), "low": (s, s1, w)}.items():
+        nearer = env.path_length(x, goal) - env.path_length(y, goal)
+        before, after = (value(at, goal) for at in (x, y))
+        right, moved = nearer * (after - before) > 0, np.abs(nearer) > 1e-6
+        shares[name] = np.array([right[moved & (length >= low) & (length <= high)].mean()
+                                 for low, high in zip(edges, edges[1:])])
+    return (edges[1:] + edges[:-1]) / 2, shares
+
+
+# ----------------------------------------------------------------------------------- drawing
+
+
+def draw_theory(path, n=20_000):
+    """Prop. 4.1 on the chain beside n simulated draws, the same on a maze, and Prop. 5.1."""
+    rng = np.random.default_rng(0)
+    figure, axes = plots.plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
+    draw_chain(axes[0], n, rng)
+    env = envs.make("grid-maze")
+    draw_noisy_maze(axes[1, :2], env, rng)
+    draw_low_rank(axes[1, 2], env)
+    plots.save_figure(figure, path)
+
+
+def draw_chain(axes, n, rng):
+    """Prop. 4.1 over the distance T, the steps k and the noise sigma: formula and simulation."""
+    T = np.unique(np.geomspace(4, 400, 9).astype(int))
+    root = np.maximum(np.rint(np.sqrt(T)).astype(int), 1)
+    k = np.array([2, 3, 5, 7, 10, 14, 20, 33, 50, 80])
+    sigma = np.array([0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.5])
+    panels = (("chain: distance T; k = sqrt(T), sigma 0.1", T, T, root, 0.1 + 0 * T),
+              ("chain: steps k to the subgoal; T 100, sigma 0.1", k, 100 + 0 * k, k, 0.1 + 0 * k),
+              ("chain: noise sigma; T 100, k 10", sigma, 100 + 0 * sigma, 10 + 0 * sigma, sigma))
+    for ax, (label, x, T, k, sigma) in zip(axes, panels):
+        ax.plot(x, chain_error(T, sigma), "C3-", label="flat, formula")
+        ax.plot(x, chain_error(T / k, sigma) + chain_error(k, sigma), "C0-",
+                label="hierarchy, bound of Prop. 4.1")
+        seen = [chain_simulation(*setting, n, rng) for setting in zip(T, k, sigma)]
+        for name, style, text in (("flat", "C3o", "flat, simulated"),
+                                  ("either", "C0o", "high- or low-level policy errs, simulated"),
+                                  ("first", "C2o", "hierarchy's first action, simulated")):
+            p = np.array([one[name] for one in seen])           # with 95 % intervals
+            low, high = beta.ppf([[0.025], [0.975]], n * p + [[0], [1]], n * (1 - p) + [[1], [0]])
+            ax.errorbar(x, p, (p - np.nan_to_num(low), high - p), fmt=style, ms=3, label=text)
+        ax.set(xscale="log", xlabel=label, ylim=(-0.03, 0.82))
+        ax.set_xticks(x, map(str, x), fontsize=7)
+        ax.minorticks_off()
+    axes[1].axvline(10, color="0.7", ls=":")                    # sqrt(T)
+    axes[0].set_ylabel("probability of error")
+    axes[0].legend(fontsize=7)
+
+
+def draw_noisy_maze(axes, env, rng):
+    """Wrong first actions by a noisy exact value over the distance; a panel for each sigma."""
+    distances = np.arange(1, env.distance.max() + 1)
+    for ax, sigma in zip(axes, (0.1, 0.3)):
+        share = np.mean([first_actions(env, noisy_values(env, sigma, rng), 5)
+                         for _ in range(20)], 0)
+        for right, style, text in zip(share, ("C3o-", "C2o-"), ("flat", "hierarchy")):
+            ax.plot(distances, [1 - right[env.distance == d].mean() for d in distances], style,
+                    ms=3, label=text)
+        ax.set(xlabel=f"{env.name}: distance to the goal; k 5, sigma {sigma}", ylim=(-0.03, 0.82))
+    axes[0].set_ylabel("share of wrong first actions")
+    axes[0].legend(fontsize=7)
+
+
+def draw_low_rank(ax, env):
+    """Prop. 5.1: errors of value and action over the rank, and those with phi([s; g])."""
+    apart = env.distance > 0
+    ranks = np.array([1, 2, 3, 5, 8, 12, 20, 30, 50, 80, len(env.cells)])
+    values = [low_rank_value(-env.distance.astype(float), rank) for rank in ranks]
+    ax.plot(ranks, [np.abs(v + env.distance).mean() / env.distance.max() for v in values],
+            "C0o-", ms=3, label="value: mean error / range")
+    ax.plot(ranks, [1 - first_actions(env, v, 5)[0][apart].mean() for v in values],
+            "C3o-", ms=3, label="action: share of wrong moves")
+    for share, style, text in zip(action_insufficiency(env), (":", "--"), ("unsure", "wrong")):
+        ax.axhline(share, color="C1", ls=style,
+                   label=f"phi([s; g]) = V*(s, g): best policy {text}")
+    ax.set(xscale="log", xlabel=f"{env.name}: rank of V(s, g) = psi(s) phi(g)")
+    ax.set_xticks(ranks, map(str, ranks), fontsize=7)
+    ax.minorticks_off()
+    ax.legend(fontsize=7)
+
+
+def draw_signal(path, length, shares, k):
+    """What `right_signs` returns, a line for each policy; k: steps to the subgoal."""
+    figure, ax = plots.plt.subplots(figsize=(6, 3.6))
+    for name, text in (("flat", "flat: one step, to the goal"),
+                       ("high", f"high-level: {k} steps, to the goal"),
+                       ("low", "low-level: one step, to the subgoal")):
+        ax.plot(length, shares[name], "o-", label=text)
+    ax.set(xlabel="path length to the goal", ylabel="share of advantages\nwith the right sign")
+    ax.legend(fontsize=8)
+    plots.save_figure(figure, path)
+
+
+# ----------------------------------------------------------------------------------- program
+
+
+def theory_numbers(seed):
+    """Print the numbers of both propositions, and return those of their table: {name: number}."""
+    print("Prop. 4.1 on the chain, error probabilities; simulated with 1,000,000 draws:")
+    rng, numbers = np.random.default_rng(seed), {}
+    for T, k, sigma in ((10, 3, 0.3), (25, 5, 0.2), (50, 7, 0.2), (100, 10, 0.2)):
+        seen = chain_simulation(T, k, sigma, 1_000_000, rng)
+        bound = chain_error(T / k, sigma) + chain_error(k, sigma)
+        print(f"T {T:3} k {k:2} sigma {sigma}: flat {chain_error(T, sigma):.3f} "
+              f"(simulated {seen['flat']:.3f}); hierarchy: bound {bound:.3f}, high-level or "
+              f"low-level policy errs {seen['either']:.3f}, wrong first action {seen['first']:.3f}")
+    numbers["chain_bound"] = bound                              # of the last line, as those below
+    numbers.update({f"chain_{name}": share for name, share in seen.items()})
+    env, distance = envs.make("grid-maze"), 8
+    print(f"\nThe same on {env.name}, goals at least {distance} steps away, k 5: wrong first "
+          "actions")
+    for sigma in (0.1, 0.2, 0.3):
+        right = np.mean([first_actions(env, noisy_values(env, sigma, rng), 5)
+                         for _ in range(20)], 0)
+        flat, hierarchy = 1 - right[:, env.distance >= distance].mean(1)
+        print(f"sigma {sigma}: flat {flat:.3f}, hierarchy {hierarchy:.3f}")
+        numbers.update({f"maze_flat_{sigma}": flat, f"maze_hierarchy_{sigma}": hierarchy})
+    print(f"\nProp. 5.1 on {env.name}: V(s, g) = psi(s) phi(g)")
+    for rank in (1, 3, 8, np.linalg.matrix_rank(env.distance)):
+        v = low_rank_value(-env.distance.astype(float), rank)
+        wrong = 1 - first_actions(env, v, 5)[0][env.distance > 0].mean()
+        print(f"rank {rank:3}: value error {np.abs(v + env.distance).mean():.4f} steps, "
+              f"wrong moves {wrong:.4f}")
+        numbers[f"wrong_at_rank_{rank}"] = wrong
+    unsure, wrong = action_insufficiency(env)
+    numbers.update({"unsure_with_phi_sg": unsure, "wrong_with_phi_sg": wrong})
+    print(f"phi([s; g]) = V*(s, g): value error 0; the best policy of (s, phi) cannot be sure of "
+          f"{unsure:.4f} of its moves, and {wrong:.4f} are wrong")
+    return numbers
+
+
+def show_theory(seed, folder=None):
+    """Print the numbers, and draw them as runs/theory.png or keep them in a folder as a run does.
+
+    ValueError if the folder holds a run or the seed is negative.
+    """
+    if seed < 0:
+        raise ValueError(f"--seed must be at least 0, not {seed}")
+    if not folder:
+        theory_numbers(seed)
+        os.makedirs("runs", exist_ok=True)
+        path = os.path.join("runs", "theory.png")
+        draw_theory(path)
+        return print(f"drawn: {path}")
+    require_free_folder(folder)
+    os.makedirs(folder, exist_ok=True)
+    start = time.perf_counter()
+    summary = {"seed": seed, **theory_numbers(seed)}
+    write_json(os.path.join(folder, "config.json"), {
+        "config": {"theory": True, "seed": seed}, "argv": sys.argv[1:]})
+    write_json(os.path.join(folder, "summary.json"), {
+        **summary, "train_seconds": round(time.perf_counter() - start, 1)})
+
+
+def show_signal(folder):
+    """`python -m lab.theory --run FOLDER`: signal.png of a finished run of hiql.py.
+
+    ValueError if the run has not learned a value.
+    """
+    problem, agent = load_run(hiql, folder)
+    config, params = problem.config, agent["params"]
+    if "value" not in params:
+        raise ValueError(f"{folder} holds an agent without the value of HIQL")
+    length, shares = right_signs(
+        problem.env, problem.data, lambda s, g: hiql.mean_value(params, s, g, config),
+        config.subgoal_steps, np.random.default_rng(config.seed))
+    path = os.path.join(folder, "signal.png")
+    draw_signal(path, length, shares, config.subgoal_steps)
+    print(f"drawn: {path}")
+
+
+def main():
+    p = Parser(prog="python -m lab.theory", description="Propositions 4.1 and 5.1 in numbers.",
+               allow_abbrev=False)
+    p.add_argument("--seed", type=int, metavar="N", help="seed of the simulated noise (default 0)")
+    p.add_argument("--out", metavar="DIR", help="keep the numbers there instead of drawing them")
+    p.add_argument("--run", metavar="DIR", help="a finished run of hiql.py: draw how often the "
+                   "signs of its advantages are right")
+    given = p.parse_args()
+    if given.run and (given.out or given.seed is not None):
+        p.error("--run takes no other flag")
+    try:
+        return show_signal(given.run) if given.run else show_theory(given.seed or 0, given.out)
+    except (ValueError, OSError) as e:
+        exit_with_error(e, p.prog)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What stands below the algorithms and knows neither of them: files, runs, drawing."""

@@ -1,0 +1,211 @@
+"""A run of offline, goal-conditioned learning in a maze: data, training, evaluation, summary.
+
+Knows mazes and data sets, no algorithm: what is learned comes with the problem, a namespace of
+    config env data rngs      as `prepare` makes them
+    losses                    {name: loss(params, batch, config)}; one named "value" comes first
+    actors                    {name: actor(params, config, rng) -> act(s (N,2), g (N,2), t)}; the
+                              first is the agent, others are evaluated beside it
+    init_params               (config, env, data, rngs) -> tree of arrays
+    learn                     (problem, agent, rng) -> generator, see `support.run.Run.drive`
+    evaluate, draw            as below, or what an agent puts in their place
+    title                     what is trained, in words
+"""
+
+import time
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+
+import envs
+from nets import adam_init
+from support import plots
+from support.run import Run, generators, minutes, same_shapes
+
+
+def prepare(config, checkpoint=None, **parts):
+    """The problem of a config: environment, data and generators, with the parts given.
+
+    checkpoint: a saved agent. ValueError: data that are not of this environment, or a checkpoint
+    that does not fit the config or was trained on other data.
+    """
+    env = envs.make(config.env)
+    rngs = generators(config.seed, "data", "hide", "init", "flat", "batch")
+    data = envs.load_dataset(config.dataset) if config.dataset else env.dataset(rngs["data"])
+    envs.check_dataset(data, env)
+    if config.subgoal_steps >= data.lengths.max() - 1:
+        raise ValueError(f"--subgoal-steps {config.subgoal_steps} must be below the "
+                         f"{data.lengths.max() - 1} transitions of the longest trajectory")
+    hide_actions(data, config.action_free, rngs["hide"])
+    problem = SimpleNamespace(**{"config": config, "env": env, "data": data, "rngs": rngs,
+                                 "evaluate": evaluate, "draw": draw, **parts})
+    if checkpoint is not None:
+        fresh = init_agent(problem, generators(config.seed, "init", "flat"))
+        if not same_shapes(checkpoint, fresh) or set(checkpoint["rng"]) != set(rngs):
+            raise ValueError("the checkpoint does not fit its config.json")
+        if checkpoint["data"] != fresh["data"]:
+            raise ValueError(f"the data of {config.env} are not those of the run: another file")
+    return problem
+
+
+def hide_actions(data, fraction, rng):
+    """Leave `data.labelled` only the rows of trajectories whose actions stay known.
+
+    ValueError if the fraction hides the actions of all trajectories.
+    """
+    trajectories = len(data.lengths)
+    hidden = round(fraction * trajectories)
+    if hidden >= trajectories:
+        raise ValueError(f"--action-free {fraction} hides the actions of all trajectories")
+    shown = np.ones(trajectories, bool)
+    shown[rng.permutation(trajectories)[:hidden]] = False
+    data.labelled = data.valid[np.repeat(shown, data.lengths)[data.valid]]
+
+
+def init_agent(problem, rngs):
+    """A new agent, one tree of arrays: params, optimiser, updates so far, checksum of the data."""
+    data = problem.data
+    sums = zlib.crc32(data.observations[::97].tobytes(), len(data.observations))
+    params = problem.init_params(problem.config, problem.env, data, rngs)
+    return {"params": params, "optimiser": init_optimiser(params),
+            "update": np.zeros((), np.int64),
+            "data": np.array(zlib.crc32(data.actions[::97].tobytes(), sums))}
+
+
+def init_optimiser(params):
+    """Adam's state for all networks but the target, which no loss changes."""
+    return adam_init({name: p for name, p in params.items() if name != "target"})
+
+
+def train(problem, run=None):
+    """Train, evaluate and save every eval_interval updates; at the end summary and pictures.
+
+    run: a `support.run.Run`; without one nothing is written. -> namespace with summary, agent and
+    act(s (N,2), g (N,2), t) -> actions, t the step of the episode.
+    """
+    config, rngs, shown = problem.config, problem.rngs, {}
+    run = run or Run(None, config)
+    agent, total = init_agent(problem, rngs), config.steps + config.policy_steps
+    run.restore(agent, rngs)
+
+    def evaluation():
+        if no_policy_yet(problem, agent):
+            return None
+        summary, episodes = problem.evaluate(problem, agent)
+        shown.update(episodes)
+        return summary
+
+    if not run.checkpoint:
+        print(f"{config.env}, seed {config.seed}: {problem.title}; {total:,} updates of "
+              f"{config.batch_size} of {len(problem.data.valid):,} transitions, "
+              f"{minutes(total * seconds_per_update(problem, agent))}", flush=True)
+    last = run.drive(problem.learn(problem, agent, rngs["batch"]), agent, rngs, total, evaluation,
+                     config.eval_interval, min(100, config.eval_interval))
+    last = last or evaluation()                         # resumed when only pictures lacked
+    if run.folder:
+        problem.draw(problem, agent, run, shown)
+    summary = summarise(problem, agent, last, run.seconds())
+    run.finish(summary)
+    return SimpleNamespace(summary=summary, agent=agent, act=agent_actor(problem, agent))
+
+
+def agent_actor(problem, agent):
+    """act(s (N,2), g (N,2), t) of the agent; actions drawn on grids are those of seed 0."""
+    actor = next(iter(problem.actors.values()))
+    return actor(agent["params"], problem.config, np.random.default_rng(0))
+
+
+def no_policy_yet(problem, agent):
+    """Whether the value still learns alone, and there is no policy to evaluate."""
+    config = problem.config
+    return bool("value" in problem.losses and config.policy_steps
+                and int(agent["update"]) <= config.steps)
+
+
+def seconds_per_update(problem, agent):
+    """Time of one update's losses, which change nothing, on a batch from another generator."""
+    if not problem.losses:
+        return 0.0
+    for _ in range(2):                                  # the first one warms up
+        start = time.perf_counter()
+        batch = problem.sample(problem.data, np.random.default_rng(0), problem.config)
+        for loss in problem.losses.values():
+            loss(agent["params"], batch, problem.config)
+    return 1.2 * (time.perf_counter() - start)          # Adam and EMA: a fifth more
+
+
+def summarise(problem, agent, last, seconds):
+    """The keys of summary.json around those of `evaluate`."""
+    config = problem.config
+    return {"env": config.env, "agent": next(iter(problem.actors)), "seed": config.seed,
+            "updates": int(agent["update"]), **last, "episodes":
+            config.eval_episodes * len(problem.env.tasks), "train_seconds": round(seconds, 1)}
+
+
+def evaluate_checkpoint(problem, agent):
+    """The summary of a saved run: the same starts and goals as after that update."""
+    if no_policy_yet(problem, agent):
+        raise ValueError(f"the run was stopped after {int(agent['update'])} updates, before its "
+                         "policies began; there is nothing to evaluate yet")
+    return summarise(problem, agent, problem.evaluate(problem, agent)[0], float(agent["seconds"]))
+
+
+# ----------------------------------------------------------------------------- evaluation
+
+
+def rollout(env, act, starts, goals, rng):
+    """N episodes side by side, each ended by success or its time limit.
+
+    starts, goals (N,2) -> success (N,), steps (N,), paths (T+1, N, 2), which stand still after
+    the end of an episode.
+    """
+    s, limits = starts, env.limits(starts, goals)
+    success, steps, paths = np.zeros(len(s), bool), limits.copy(), [s]
+    for t in range(limits.max()):
+        moved = env.move(s, act(s, goals, t), rng)
+        live = ~success & (t < limits)
+        s = np.where(live[:, None], moved, s)
+        paths.append(s)
+        arrived = live & env.success(s, goals)
+        steps[arrived], success = t + 1, success | arrived
+        if (success | (t + 1 >= limits)).all():
+            break
+    return success, steps, np.array(paths)
+
+
+def evaluate_actor(problem, params, actor, at):
+    """Success of one actor on the fixed tasks and on 200 random pairs far apart.
+
+    Starts and goals depend on the seed and on `at`, the number of updates, alone: evaluation
+    takes nothing from the generators of training. -> summary, (paths, goals, success) by task.
+    """
+    config, env = problem.config, problem.env
+    rng = np.random.default_rng([config.seed, at])
+    tasks = np.array(env.tasks).repeat(config.eval_episodes, axis=0)    # (5 episodes, 2, 2) cells
+    pairs = env.random_pairs(rng, 200, min(env.pair_distance, env.distance.max()))
+    starts, goals = (env.place(np.concatenate([tasks[:, i], pairs[i]]), rng) for i in (0, 1))
+    success, steps, paths = rollout(env, actor(params, config, rng), starts, goals, rng)
+    n = len(tasks)
+    by_task = success[:n].reshape(len(env.tasks), -1)
+    summary = {"success": float(by_task.mean()), "success_per_task": by_task.mean(1).tolist(),
+               "success_worst_task": float(by_task.mean(1).min()),
+               "success_random": float(success[n:].mean()), "mean_steps": float(steps[:n].mean())}
+    return summary, (paths[:, :n].reshape(len(paths), len(env.tasks), -1, 2),
+                     goals[:n].reshape(len(env.tasks), -1, 2), by_task)
+
+
+def evaluate(problem, agent):
+    """`evaluate_actor` of the agent and of the flat policy trained beside it, if there is one ->
+    summary, {name: episodes}."""
+    summary, shown, at = {}, {}, int(agent["update"])
+    for name, actor in problem.actors.items():
+        new, shown[name] = evaluate_actor(problem, agent["params"], actor, at)
+        summary.update({f"flat_{key}": new[key] for key in (
+            "success", "success_random", "success_per_task")} if summary else new)
+    return summary, shown
+
+
+def draw(problem, agent, run, shown):
+    """Trajectories of all actors, and the learning curve."""
+    plots.draw_trajectories(run.path("trajectories.png"), problem.env, shown)
+    plots.draw_curve(run.path("curve.png"), run.logs, run.counter)

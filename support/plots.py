@@ -1,0 +1,220 @@
+"""Every drawing: mazes, episodes, curves, values. It gets arrays, mazes and functions, no agents.
+
+    python -m support.plots [FOLDER]     draws every maze with its tasks: mazes.png (default: runs)
+
+It takes a few seconds. Pictures are png files, written under a temporary name and then renamed.
+"""
+
+import nets                             # first: it sets one BLAS thread before numpy loads
+
+import os
+import sys
+
+import matplotlib
+import numpy as np
+
+import envs
+
+matplotlib.use("Agg")                   # pictures go to files; no screen is needed
+import matplotlib.pyplot as plt
+
+
+def save_figure(figure, path):
+    """Write a figure as png, and close it."""
+    figure.savefig(f"{path}.tmp", format="png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    os.replace(f"{path}.tmp", path)
+
+
+# ------------------------------------------------------------------------------------- mazes
+
+
+def draw_maze(ax, env, values=None, **style):
+    """Walls, and a map of values if given: one for each free point of `lattice`.
+
+    Axes as the observations: x to the right and y up, or on grids row 0 on top. Returns the
+    image of the values.
+    """
+    h, w = env.walls.shape
+    free = lattice(env)[1]
+    image = np.full(free.shape, np.nan)
+    image[free] = 0 if values is None else values
+    low, high = (-0.5, h - 0.5), (-0.5, w - 0.5)                # row and column edges
+    if not env.discrete:
+        low, high = env.centre(list(zip(low, high))).T[::-1]
+    style = {"cmap": "Greys", "vmin": 0, "vmax": 1} if values is None else style
+    ax.set_facecolor("0.35")
+    image = ax.imshow(image, origin="lower", extent=(*high, *low), **style)
+    if env.discrete:
+        ax.invert_yaxis()
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return image
+
+
+def plot_xy(env, obs):
+    """Observations (..., 2) as horizontal and vertical coordinates of `draw_maze`."""
+    x, y = np.moveaxis(np.asarray(obs, float), -1, 0)
+    return (y, x) if env.discrete else (x, y)
+
+
+def lattice(env, per_cell=8):
+    """Observations (h, w, 2) on a regular lattice over the maze, and which lie in free cells."""
+    per_cell = 1 if env.discrete else per_cell
+    h, w = env.walls.shape
+    i, j = (np.arange(per_cell * n) / per_cell - 0.5 + 0.5 / per_cell for n in (h, w))
+    cells = np.stack(np.meshgrid(i, j, indexing="ij"), -1)
+    free = ~env.walls.repeat(per_cell, 0).repeat(per_cell, 1)
+    return (cells if env.discrete else env.centre(cells)), free
+
+
+def draw_tasks(ax, env):
+    """The evaluation tasks of a maze: an arrow from start to goal, numbered at the start."""
+    draw_maze(ax, env)
+    for number, (start, goal) in enumerate(env.tasks):
+        (x, u), (y, v) = plot_xy(env, env.place(np.array([start, goal])))
+        ax.annotate("", (u, v), (x, y), zorder=3, arrowprops=dict(
+            arrowstyle="->", color=f"C{number}", lw=1.5, connectionstyle="arc3,rad=0.15"))
+        ax.plot(u, v, "*", color=f"C{number}", ms=9, zorder=4)
+        ax.text(x, y, str(number + 1), color=f"C{number}", weight="bold", ha="center",
+                va="center", zorder=4)
+    ax.set_title(f"{env.name}\n{len(env.cells)} free cells", fontsize=9)
+
+
+def draw_arrows(ax, env, starts, ends, lw):
+    """Arrows from starts (m, 2) to ends (m, 2): where the agent is and its subgoal."""
+    for start, end in zip(starts, ends):
+        ax.annotate("", plot_xy(env, end), plot_xy(env, start),
+                    arrowprops=dict(arrowstyle="->", color="C1", lw=lw))
+
+
+def draw_paths(ax, env, paths, goals, success):
+    """Episodes from above: paths (T, N, 2), goals (N, 2), success (N,); failures in red."""
+    draw_maze(ax, env)
+    for i in np.argsort(~success)[::-1]:                        # failures on top
+        ax.plot(*plot_xy(env, paths[:, i]), lw=0.8, alpha=0.7, color="C0" if success[i] else "C3")
+    ax.plot(*plot_xy(env, paths[0]), "k.", ms=3)
+    ax.plot(*plot_xy(env, goals), "*", color="C1", ms=6)
+    ax.set_title(f"{success.mean():.0%}", fontsize=9)
+
+
+def draw_mazes(folder):
+    """mazes.png: the mazes of envs.py with their tasks."""
+    names = [name for name in envs.ENVIRONMENTS if not name.startswith("pointmaze")]
+    figure, axes = plt.subplots(2, 3, figsize=(11, 8))
+    for ax, name in zip(axes.flat, names):
+        draw_tasks(ax, envs.make(name))
+    save_figure(figure, os.path.join(folder, "mazes.png"))
+
+
+# -------------------------------------------------------------------------------------- runs
+
+
+def draw_trajectories(path, env, shown):
+    """Evaluation episodes: a row of panels for each policy, a panel for each task.
+
+    shown: {name: (paths (T+1, tasks, N, 2), goals (tasks, N, 2), success (tasks, N))}
+    """
+    size = 2.2 * len(env.tasks), 2.4 * len(shown)
+    figure, axes = plt.subplots(len(shown), len(env.tasks), squeeze=False, figsize=size,
+                                layout="constrained")
+    for row, (name, (paths, goals, success)) in zip(axes, shown.items()):
+        for i, ax in enumerate(row):
+            draw_paths(ax, env, paths[:, i], goals[i], success[i])
+            ax.set_title(f"task {i + 1}: {success[i].mean():.0%}", fontsize=9)
+        row[0].set_ylabel(name)
+    save_figure(figure, path)
+
+
+def draw_curve(path, logs, counter):
+    """Success over training, and the losses below.
+
+    logs: {"train": rows, "eval": rows} as in the CSV files; counter: the column that counts.
+    """
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(6, 5), sharex=True)
+    for ax, log in ((top, logs["eval"]), (bottom, logs["train"])):
+        for key in dict.fromkeys(key for row in log for key in row):
+            if ("success" in key and "task" not in key) if ax is top else key.endswith("_loss"):
+                points = [(int(row[counter]), float(row[key])) for row in log
+                          if row.get(key, "") != ""]
+                ax.plot(*zip(*points), label=key, ls=":" if "random" in key else "-")
+        if ax.lines:
+            ax.legend(fontsize=8)
+    top.set_ylim(-0.03, 1.03)
+    bottom.set(yscale="symlog", xlabel=f"{counter}s")
+    save_figure(figure, path)
+
+
+def draw_value(path, env, value, episodes, subgoals=None):
+    """V(., g) for each task, one episode and the subgoals along it.
+
+    value(points (n, 2), goal (1, 2)) -> (n,); episodes: (paths (T+1, tasks, N, 2), goals
+    (tasks, N, 2), success), of which the first of each task is drawn; subgoals(path (T+1, 2), goal
+    (1, 2), points (n, 2)) -> (starts (m, 2), subgoals (m, 2)), without a hierarchy None.
+    """
+    points, free = lattice(env)
+    points, tasks = points[free], len(env.tasks)
+    figure, axes = plt.subplots(1, tasks, squeeze=False, figsize=(3 * tasks, 2.7),
+                                layout="constrained")
+    for i, ax in enumerate(axes[0]):
+        episode, goal = episodes[0][:, i, 0], episodes[1][i, :1]
+        image = draw_maze(ax, env, value(points, goal), cmap="viridis")
+        figure.colorbar(image, ax=ax, shrink=0.7)
+        ax.plot(*plot_xy(env, goal[0]), "r*", ms=10)
+        ax.set_title(f"task {i + 1}: V(s, g)", fontsize=9)
+        ax.plot(*plot_xy(env, episode), "w-", lw=1)
+        if subgoals is not None:
+            draw_arrows(ax, env, *subgoals(episode, goal, points), lw=1)
+    save_figure(figure, path)
+
+
+def draw_correction(path, logs):
+    """HIRO's correction over training: how often it changes a goal, by how much, what it gains;
+    and how far from its subgoals the low-level policy ends. logs as in `draw_curve`."""
+    panels = {"relabel_fraction": "share of goals relabelled",
+              "relabel_distance": "mean change of a goal",
+              "relabel_gain": "mean gain of the score, Eq. (5)",
+              "subgoal_error": "mean distance from the subgoal"}
+    figure, axes = plt.subplots(1, len(panels), figsize=(14, 2.8), layout="constrained")
+    for ax, (key, title) in zip(axes, panels.items()):
+        rows = [row for row in logs["eval" if key == "subgoal_error" else "train"]
+                if row.get(key, "") != ""]
+        ax.plot([int(row["step"]) for row in rows], [float(row[key]) for row in rows], lw=1)
+        ax.set(title=title, xlabel="steps", ylim=(0, None))
+    save_figure(figure, path)
+
+
+def draw_episodes(path, task, rows, goals, subgoal_interval=None):
+    """One episode of each test of an online task, and its subgoals: a row for each time.
+
+    task: an `envs.GoalEnv`; rows: {title: {test: {"paths": (T+1, 2), "asked": (subgoals, 2)}}},
+    the end of training last; goals: {test: (N, 2)} of that last row; subgoal_interval: steps
+    between subgoals, without a hierarchy None.
+    """
+    env = task.maze
+    size = 2.6 * len(goals), 2.7 * len(rows)
+    figure, axes = plt.subplots(len(rows), len(goals), squeeze=False, figsize=size,
+                                layout="constrained")
+    for row, (title, tests) in zip(axes, rows.items()):
+        for ax, name in zip(row, goals):
+            draw_maze(ax, env)
+            episode = tests[name]["paths"]
+            ax.plot(*plot_xy(env, episode), "C0", lw=1)
+            if subgoal_interval:
+                draw_arrows(ax, env, episode[::subgoal_interval], tests[name]["asked"], lw=0.8)
+            if title == list(rows)[-1] or name != "random":     # random goals are drawn anew
+                ax.plot(*plot_xy(env, goals[name][0]), "r*", ms=9)
+            ax.set_title(f"goal {name.replace('_', ', ')}", fontsize=9)
+        row[0].set_ylabel(title)
+    save_figure(figure, path)
+
+
+def main(folder="runs"):
+    """Draw the mazes into that folder."""
+    os.makedirs(folder, exist_ok=True)
+    draw_mazes(folder)
+    print(f"wrote mazes.png to {os.path.abspath(folder)}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])

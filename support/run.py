@@ -1,0 +1,450 @@
+"""Everything around a training loop: flags, run folder, seeds, resume, signals, progress, schedule.
+
+A program (hiql.py, hiro.py, lab/baselines.py, lab/td3.py) is a module with a dataclass `Config` and
+    resolve(given) -> config               a whole config from the flags given (a dict)
+    prepare(config, checkpoint) -> problem environment and data; refuses bad input (ValueError)
+    train(problem, run)                    trains by `Run.drive` and ends with `Run.finish`
+    evaluate_checkpoint(problem, agent) -> summary
+    COUNTER                                what it counts: "update" or "step"
+and calls `main(sys.modules[__name__])`. It then has
+    [flags]                  one run: a folder with config.json, train.csv, eval.csv,
+                             checkpoint.npz, summary.json and pictures
+    --seeds A-B [--jobs N]   one process for each seed, N at once; seeds.csv beside them
+    --resume DIR             go on as if the run had never stopped
+    --eval DIR               evaluate the checkpoint of a run
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+
+try:
+    import resource
+except ImportError:                     # Windows
+    resource = None
+
+import numpy as np
+import scipy
+
+from nets import flatten, unflatten
+from support.files import (load_tree, read_json, read_rows, save_tree, write_json, write_rows)
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))          # the top folder
+
+# ----------------------------------------------------------------------------- flags
+
+
+def option(default, help, choices=None):
+    """A field of a config dataclass and its flag: meaning and source for --help."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def sizes(text):
+    """"128,128" -> (128, 128)."""
+    return tuple(int(x) for x in text.split(","))
+
+
+def seed_range(text):
+    """"3" -> [3]; "0-4" -> [0, 1, 2, 3, 4]; "1,5" -> [1, 5]."""
+    seeds = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            seeds += range(int(first), int(last or first) + 1)
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds are A-B or A,B,C, not {text!r}")
+    return seeds
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line and name the flag that was perhaps meant."""
+
+    def error(self, message):
+        for word in message.replace("unrecognized arguments:", "").split():
+            known = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(word.split("=")[0], known, 1)
+            if "unrecognized" in message and word.startswith("-") and near:
+                message += f" (did you mean {near[0]}?)"
+                break
+        exit_with_error(message, self.prog)
+
+
+def require(config, test, what, *names):
+    """ValueError unless test(value) of each named field of config; what: "positive", ..."""
+    for name in names:
+        if not test(getattr(config, name)):
+            raise ValueError(f"{flag_of(name)} must be {what}, not {getattr(config, name)}")
+
+
+def exit_with_error(message, prog=None):
+    """Print one line on what was wrong; exit with code 2."""
+    prog = prog or os.path.basename(sys.argv[0])
+    print(f"{prog}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def flag_of(name):
+    """"eval_interval" -> "--eval-interval"."""
+    return "--" + name.replace("_", "-")
+
+
+def parser(config_class, description, prog=None):
+    """Flags from the fields of a config dataclass; a flag that is not given is not in the result."""
+    p = Parser(prog=prog or os.path.basename(sys.argv[0]), usage="%(prog)s [flags]",
+               description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+               formatter_class=argparse.RawDescriptionHelpFormatter)
+    group = p.add_argument_group("this run")
+    group.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/...)")
+    group.add_argument("--quick", action="store_true", help="the whole path in seconds, pictures "
+                       "included; success is not promised")
+    group.add_argument("--seeds", metavar="A-B", help="several seeds, each a process of its own")
+    group.add_argument("--jobs", type=int, metavar="N", help="processes at once (default 1)")
+    group.add_argument("--resume", metavar="DIR", help="go on with an interrupted run")
+    group.add_argument("--eval", metavar="DIR", help="evaluate the checkpoint of a run")
+    group = p.add_argument_group("the algorithm and its task (environments change some defaults; "
+                                 "config.json has what a run used)")
+    for field in dataclasses.fields(config_class):
+        kind, flag = type(field.default), flag_of(field.name)
+        text = f"{field.metadata['help']} (default {_text(field.default)})".replace("%", "%%")
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            group.add_argument(flag, help=text, choices=field.metadata["choices"],
+                               metavar=None if field.metadata["choices"] else kind.__name__.upper()
+                               if kind is not tuple else "N,N,...",
+                               type=sizes if kind is tuple else kind)
+    return p
+
+
+def _text(value):
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value) or "none"
+
+
+# ----------------------------------------------------------------------------- the program
+
+
+def main(program):
+    """Run the program of a module (see the top of this file) with the flags in sys.argv."""
+    path = os.path.relpath(program.__file__, HERE)
+    command = path if os.sep not in path else "-m " + path[:-3].replace(os.sep, ".")
+    p = parser(program.Config, program.__doc__.split("\n\n")[0] +
+               "\n\nTags such as [D3] are explained at the top of the module's file.",
+               os.path.basename(path))
+    given = vars(p.parse_args())
+    folder, seeds = given.pop("out", None), given.pop("seeds", None)
+    jobs, resume, old = given.pop("jobs", 1), given.pop("resume", None), given.pop("eval", None)
+    try:
+        if (resume or old) and (given or folder or seeds or (resume and old)):
+            raise ValueError("--resume and --eval take the flags of the run itself; give no other")
+        if jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, not {jobs}")
+        if seeds is not None:
+            return _run_seeds(program, command.split(), given, seeds, folder, jobs)
+        if resume or old:
+            problem, agent = load_run(program, resume or old)
+        else:
+            problem, agent = program.prepare(program.resolve(given)), None
+        if old:
+            return show(program.evaluate_checkpoint(problem, agent))
+        if resume and os.path.exists(os.path.join(resume, "summary.json")):
+            return print(f"{resume} is finished; its summary.json stays as it is")
+        run = Run(resume or folder or free_folder(problem.config), problem.config, agent,
+                  program.COUNTER)
+    except (ValueError, OSError) as e:
+        exit_with_error(e, p.prog)
+    try:
+        program.train(problem, run)
+    except FloatingPointError as e:
+        print(f"\n{p.prog}: stopped: {e}; the last checkpoint is in {run.folder}", file=sys.stderr)
+        sys.exit(1)
+    except Interrupted:
+        print(f"\ninterrupted; go on with: python {command} --resume {run.folder}")
+        sys.exit(130)
+
+
+def load_run(program, folder):
+    """(problem, agent) of the run of a program in a folder. ValueError or OSError if it is none."""
+    try:
+        given = read_json(os.path.join(folder, "config.json"))["config"]
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        agent = load_tree(os.path.join(folder, "checkpoint.npz"))
+        return program.prepare(program.resolve(given), agent), agent
+    except (KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"{folder} does not hold a run of this program ({e!r})") from None
+
+
+def require_free_folder(folder):
+    """ValueError if the folder holds a run."""
+    if any(os.path.exists(os.path.join(folder, f)) for f in ("checkpoint.npz", "summary.json")):
+        raise ValueError(f"{folder} already holds a run; choose another --out, or --resume "
+                         f"{folder}")
+
+
+def free_folder(config):
+    """runs/<env>_<agent>_seed<seed>, with a number behind it if that exists."""
+    agent = getattr(config, "agent", type(config).__module__.split(".")[-1])
+    if agent == "__main__":
+        agent = os.path.basename(sys.argv[0]).removesuffix(".py")
+    base = os.path.join("runs", f"{config.env}_{agent}_seed{config.seed}")
+    numbers = (f"{base}_{i}" for i in range(2, 10**6))
+    return base if not os.path.exists(base) else next(f for f in numbers if not os.path.exists(f))
+
+
+def _run_seeds(program, command, given, seeds, folder, jobs):
+    if "seed" in given:
+        raise ValueError("give --seed or --seeds, not both")
+    seeds = seed_range(seeds)
+    config = program.resolve(given)
+    program.prepare(config)                             # refuse bad input once, not for each seed
+    folder = folder or free_folder(config).replace(f"seed{config.seed}", f"seeds{seeds[0]}-"
+                                                   f"{seeds[-1]}")
+    if os.path.exists(folder):
+        raise ValueError(f"{folder} exists; choose another --out")
+    os.makedirs(folder)
+    words = []
+    for name, value in given.items():
+        flag = flag_of(name)
+        words += [flag] if value is True else [f"--no-{flag[2:]}"] if value is False \
+            else [f"{flag}={_text(value) if isinstance(value, tuple) else value}"]
+    command = [os.path.join(HERE, command[0])] if len(command) == 1 else command
+    runs = {str(s): (command, [*words, f"--seed={s}"], os.path.join(folder, f"seed{s}"))
+            for s in seeds}
+    rows = []
+
+    def done(name, summary):
+        rows.append(summary)
+        print(f"seed {name}: success {summary['success']:.3f}", flush=True)
+        write_rows(os.path.join(folder, "seeds.csv"), sorted(rows, key=lambda row: row["seed"]))
+
+    failed = run_processes(runs, jobs, done)
+    if rows:
+        scores = [row["success"] for row in rows]
+        print(f"mean success {np.mean(scores):.3f}, worst {min(scores):.3f} of {len(rows)} seeds; "
+              f"{os.path.join(folder, 'seeds.csv')}")
+    sys.exit(1 if failed else 0)
+
+
+def run_processes(runs, jobs, done):
+    """Run {label: (program, words, folder)}, `jobs` at once; done(label, summary) as each one ends.
+
+    program: what follows `python`, such as ["hiql.py"] with its path or ["-m", "lab.td3"]. A run
+    that has begun is resumed. Output goes to <folder>.log. Ctrl-C reaches the processes too, which
+    save and stop; so they do when this one is terminated or fails. -> labels of runs that failed.
+    """
+    waiting, active, failed = list(runs), {}, []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    environment = {**os.environ, "PYTHONPATH": HERE}            # for python -m
+    try:
+        while waiting or active:
+            while waiting and len(active) < jobs:
+                name = waiting.pop(0)
+                program, words, folder = runs[name]
+                if os.path.exists(os.path.join(folder, "summary.json")):    # ended, not recorded
+                    done(name, read_json(os.path.join(folder, "summary.json")))
+                    continue
+                begun = os.path.exists(os.path.join(folder, "checkpoint.npz"))
+                words = ["--resume", folder] if begun else [*words, "--out", folder]
+                with open(f"{folder}.log", "w") as log:
+                    active[name] = subprocess.Popen([sys.executable, *program, *words], stdout=log,
+                                                    stderr=subprocess.STDOUT, env=environment)
+            time.sleep(0.2)
+            for name in [name for name, process in active.items() if process.poll() is not None]:
+                if active.pop(name).returncode:
+                    failed.append(name)
+                    print(f"{name} failed; see {runs[name][2]}.log", file=sys.stderr)
+                else:
+                    done(name, read_json(os.path.join(runs[name][2], "summary.json")))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BaseException:
+        for process in active.values():
+            process.send_signal(signal.SIGINT)
+        raise
+    finally:
+        for process in active.values():
+            process.wait()
+    return failed
+
+
+# ----------------------------------------------------------------------------- one run
+
+
+class Interrupted(Exception):
+    """Ctrl-C was pressed; the run has been saved."""
+
+
+class Run:
+    """The folder of one run: configuration, logs, checkpoint, summary, and the progress line."""
+
+    def __init__(self, folder, config, checkpoint=None, counter="update"):
+        """checkpoint: the tree of arrays to go on from, else None for a new folder.
+
+        folder None: nothing is written. counter: what the run counts, updates or steps.
+        """
+        self.folder, self.checkpoint, self.config = folder, checkpoint, config
+        self.counter = counter
+        self.before = float(checkpoint["seconds"]) if checkpoint else 0.0
+        if folder and not checkpoint:
+            require_free_folder(folder)
+            os.makedirs(folder, exist_ok=True)
+            write_json(self.path("config.json"), {
+                "config": dataclasses.asdict(config), "argv": sys.argv[1:], "versions": {
+                    "python": platform.python_version(), "numpy": np.__version__,
+                    "scipy": scipy.__version__, "machine": platform.machine()}})
+        self.logs = {name: [] for name in ("train", "eval")}
+        for name, rows in self.logs.items():
+            if checkpoint and os.path.exists(self.path(f"{name}.csv")):
+                rows += [row for row in read_rows(self.path(f"{name}.csv"))
+                         if int(row[counter]) <= int(checkpoint[counter])]
+        self.stopped, self.start, self.shown = False, time.perf_counter(), 0.0
+        self.first = int(checkpoint[counter]) if checkpoint else 0
+        if folder:                                      # without one, Ctrl-C has nothing to save
+            signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, *_):
+        if self.stopped:
+            raise KeyboardInterrupt                     # a second Ctrl-C does not wait
+        self.stopped = True
+
+    def path(self, name):
+        """Path of a file in the run's folder."""
+        return os.path.join(self.folder, name)
+
+    def seconds(self):
+        """Seconds since the run began, stops left out."""
+        return self.before + time.perf_counter() - self.start
+
+    def log(self, name, row):
+        """Add a row to train.csv or eval.csv; the counter comes first."""
+        self.logs[name].append(row)
+
+    def drive(self, loop, agent, generators, total, evaluate, every, log_every):
+        """Take a training loop to its end: log, evaluate, save and show progress on the way.
+
+        loop: a generator that trains `agent` in place and yields (row, whole) after each update
+        or window: row {name: number} of losses and the like; whole is False where the run cannot
+        be cut (within an episode). agent[counter] tells how far it is, of `total`.
+        evaluate() -> a summary (dict), or None while there is nothing to evaluate; it is called
+        every `every`, and a row of train.csv is kept every `log_every`.
+        -> the last summary, None without one. FloatingPointError: a loss or a parameter is NaN.
+        """
+        step, last = int(agent[self.counter]), None
+        due = (step // every + 1) * every
+        for row, whole in loop:
+            before, step = step, int(agent[self.counter])
+            for name, x in row.items():
+                if not np.isfinite(x):
+                    raise FloatingPointError(f"the {name.replace('_', ' ')} became {x} at "
+                                             f"{self.counter} {step}")
+            if row and step // log_every > before // log_every:
+                self.log("train", {self.counter: step, **{k: float(x) for k, x in row.items()},
+                                   "seconds": self.seconds()})
+            if whole and (step >= due or step >= total):
+                due = (step // every + 1) * every
+                if new := evaluate():
+                    last = new
+                    self.log("eval", {self.counter: step, **last, "seconds": self.seconds()})
+                self.save(agent, generators)
+            elif whole and self.stopped:
+                self.save(agent, generators)
+            if row and (step < total or whole):
+                losses = " ".join(f"{k} {x:.3g}" for k, x in row.items() if k.endswith("loss"))
+                success = f"{last['success']:.2f}" if last else "-"
+                self.progress(min(step, total), total, f"{losses}  success {success}")
+        return last
+
+    def progress(self, done, total, text, every=0.5):
+        """One refreshing line on a terminal; elsewhere a plain line every ten seconds."""
+        now, terminal = time.perf_counter(), sys.stdout.isatty()
+        if now - self.shown < (every if terminal else 10) and done < total:
+            return
+        self.shown = now
+        speed = (done - self.first) / max(now - self.start, 1e-9)
+        left = (total - done) / max(speed, 1e-9)
+        line = (f"{done}/{total} {done / total:4.0%}  {text}  {speed:.0f} {self.counter}s/s  "
+                f"ETA {int(left // 60)}:{int(left % 60):02d}")
+        print(f"\r\033[K{line}" if terminal else line, flush=True,
+              end="\n" if not terminal or done == total else "")
+
+    def save(self, agent, generators):
+        """Write logs and checkpoint: a tree of arrays and the states of generators {name: rng}."""
+        if not self.folder:
+            return
+        if not all(np.isfinite(x).all() for name, x in flatten(agent).items()
+                   if x.dtype.kind == "f" and "goal_range" not in name):
+            raise FloatingPointError(f"the agent is no longer finite at {self.counter} "
+                                     f"{int(agent[self.counter])}")
+        for name, rows in self.logs.items():
+            if rows:
+                write_rows(self.path(f"{name}.csv"), rows)
+        states = {name: np.array(json.dumps(rng.bit_generator.state))
+                  for name, rng in generators.items()}
+        save_tree(self.path("checkpoint.npz"),
+                  {**agent, "seconds": np.array(self.seconds()), "rng": states})
+        if self.stopped:
+            raise Interrupted
+
+    def restore(self, agent, generators):
+        """Set an agent and generators {name: rng} to the state of the checkpoint, if there is one."""
+        if self.checkpoint:
+            agent.update({name: x for name, x in self.checkpoint.items()
+                          if name not in ("rng", "seconds")})
+            for name, rng in generators.items():
+                rng.bit_generator.state = json.loads(str(self.checkpoint["rng"][name]))
+
+    def finish(self, summary):
+        """Write summary.json; print what matters of it, and where the rest is."""
+        if resource:
+            unit = 2**20 if sys.platform == "darwin" else 2**10
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            summary = {**summary, "peak_mb": round(peak / unit)}        # memory
+        if not self.folder:
+            return show(summary)
+        write_json(self.path("summary.json"), summary)
+        show(summary)
+        print(f"files in {self.folder}: {' '.join(sorted(os.listdir(self.folder)))}")
+
+
+ON_FIRST_LINE = ("env", "agent", "seed", "updates", "env_steps", "episodes", "peak_mb")
+
+
+def show(summary):
+    """Print a summary in about ten lines: no curves, nothing that the first line has said."""
+    for key, value in summary.items():
+        if key in ON_FIRST_LINE or key.endswith(("_curve", "_by_distance")) or (
+                key.startswith("subgoal_error_")):
+            continue
+        if isinstance(value, float):
+            value = round(value, 4)
+        print(f"{key}: {value}")
+
+
+def minutes(seconds):
+    """A duration in words: "about 20 seconds", "about 2 minutes"."""
+    return (f"about {max(round(seconds, -1), 10):.0f} seconds" if seconds < 100 else
+            f"about {seconds / 60:.0f} minutes")
+
+
+def generators(seed, *names):
+    """One independent generator for each purpose, all spawned from one seed."""
+    return dict(zip(names, map(np.random.default_rng, np.random.SeedSequence(seed).spawn(
+        len(names)))))
+
+
+def same_shapes(agent, fresh):
+    """Whether the arrays of `fresh` are in a checkpoint's tree, with their shapes and no others."""
+    shapes = {name: x.shape for name, x in flatten(fresh).items()}
+    try:
+        return shapes == {name: x.shape for name, x in flatten(
+            {name: agent[name] for name in fresh}).items()}
+    except KeyError:
+        return False
