@@ -12,14 +12,10 @@ Cells are named by (row, column). In point mazes they are squares of side 4, and
 its centre at x = 4j - 4, y = 4i - 4, as in OGBench. Layouts, tasks and the recipe of the data sets
 of medium, large and giant are OGBench's too (Park et al. 2024, arXiv 2410.20092), but the point-*
 agents are four times as fast; the U-maze is that of HIRO's code.
-Data files have OGBench's layout, so that its own files load unchanged. To see the mazes:
-`python -m support.plots`.
+To see the mazes: `python -m support.plots`.
 """
 
 import importlib
-import os
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from types import SimpleNamespace
@@ -536,12 +532,12 @@ class GoalEnv:
             if options["task"] not in range(1, len(tasks) + 1):
                 raise ValueError(f"task must be 1 to {len(tasks)}, not {options['task']}")
             start, goal = self.maze.place(tasks[options["task"] - 1], self.rng)
-        self.state = np.array(options.get("start", start), float).reshape(1, 2)
-        self.goal = np.array(options.get("goal", goal), float).reshape(1, 2)
-        self.maze.number(self.state)                                    # refuses walls
+        start, goal = (np.array(options.get(name, x), float).reshape(1, 2)
+                       for name, x in (("start", start), ("goal", goal)))
+        self.maze.number(start)                                         # refuses walls
         if not self.goals_in_walls:
-            self.maze.number(self.goal)
-        self.time = 0
+            self.maze.number(goal)
+        self.state, self.goal, self.time = start, goal, 0
         self.time_limit = self.limit or int(self.maze.limits(self.state, self.goal)[0])
         return self._observation(), {}
 
@@ -603,7 +599,7 @@ class UMazeTask(GoalEnv):
     Start (0, 0) + U(-0.1, 0.1)^2; training goals U(-2, 10)^2, some of them in walls; test goals
     (0, 8), (8, 0), (8, 8) and random free positions. Reward minus the Euclidean distance; nothing
     terminates, 500 steps. Reached: within 2.5 (HIGL's evaluation), at the last step within 5 (the
-    paper's).
+    paper's) [E15].
     """
 
     goal_terminates, goals_in_walls = False, True
@@ -685,78 +681,6 @@ class Dataset:
         self.last = np.repeat(ends, lengths).astype(np.int32)       # last row of i's trajectory
         self.valid = np.flatnonzero(~self.terminals).astype(np.int32)   # rows with a transition
         self.labelled = self.valid              # those whose action is known: at first all
-
-
-def save_dataset(path, data):
-    """Write OGBench's npz layout; under a temporary name first, then renamed."""
-    with open(f"{path}.{os.getpid()}.tmp", "wb") as file:       # several processes may do so
-        try:
-            np.savez_compressed(file, observations=data.observations, actions=data.actions,
-                                terminals=data.terminals)
-        except BaseException:                                   # a full disk, Ctrl-C
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, path)
-
-
-def load_dataset(path):
-    """Read a data set in OGBench's npz layout (other keys are ignored; nothing is unpickled).
-
-    ValueError names what is wrong with a file; OSError if it cannot be read.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("observations", "actions", "terminals")
-                      if key in file.files}
-    except (ValueError, TypeError, AttributeError, EOFError, zlib.error, zipfile.BadZipFile,
-            MemoryError, RuntimeError) as e:            # the latter: encrypted, unknown compression
-        raise ValueError(f"{path} is not an npz file of plain arrays ({e})") from None
-    if missing := {"observations", "actions", "terminals"} - set(arrays):
-        raise ValueError(f"{path} has no {', '.join(sorted(missing))}; a data set has "
-                         "observations, actions, terminals")
-    try:
-        if any(not isinstance(x, np.ndarray) or x.dtype.kind not in "fiub" or not x.ndim
-               for x in arrays.values()):
-            raise ValueError("observations, actions and terminals must be arrays of numbers")
-        discrete = arrays["actions"].dtype.kind in "iu" and arrays["actions"].ndim == 1
-        arrays["actions"] = arrays["actions"].astype(np.int64 if discrete else np.float32,
-                                                     copy=False)
-        arrays["observations"] = arrays["observations"].astype(np.float32, copy=False)
-        return Dataset(**arrays)
-    except (ValueError, TypeError, AttributeError) as e:
-        raise ValueError(f"{path}: {e}") from None
-
-
-def check_dataset(data, env):
-    """ValueError unless data can have come from env.
-
-    Point mazes: at most 1 % of the rows in walls, and at least 99 % of the transitions within a
-    tenth of a full step of the environment's own. Grids: all rows and transitions (with slip, any
-    move of one step).
-    """
-    obs, shape = data.observations, (2,) if not env.discrete else ()
-    if obs.shape[1:] != (2,) or data.actions.shape[1:] != shape:
-        raise ValueError(f"{env.name} has observations (N, 2) and actions (N{', 2' * len(shape)})"
-                         f"; the data set has {obs.shape} and {data.actions.shape}")
-    if env.discrete and (data.actions.dtype.kind not in "iu" or data.actions.min() < 0
-                         or data.actions.max() > 4):
-        raise ValueError(f"actions of {env.name} are integers from 0 to 4")
-    free = env.is_free(obs)
-    if free.mean() < (1 if env.discrete else 0.99):
-        raise ValueError(f"{1 - free.mean():.0%} of the positions lie outside the free cells of "
-                         f"{env.name}; the data set is of another maze")
-    i = data.valid[:: max(1, len(data.valid) // 100_000)]
-    i = i[free[i] & free[i + 1]]
-    if not env.discrete:
-        fits = np.abs(env.move(obs[i], data.actions[i]) - obs[i + 1]).max(-1) < 0.1 * env.speed
-    elif env.slip:
-        fits = (env.neighbours[env.number(obs[i])] == env.number(obs[i + 1])[:, None]).any(1)
-    else:
-        fits = env.success(env.move(obs[i], data.actions[i]), obs[i + 1])
-    if fits.mean() < (1 if env.discrete else 0.99):
-        step = "the move" if env.discrete else f"{env.speed} x action, as far as walls let it"
-        raise ValueError(f"{1 - fits.mean():.0%} of the steps are not {step}, in {env.name}; the "
-                         "data set is of another environment")
 
 
 def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5, progress=None):

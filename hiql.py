@@ -72,10 +72,11 @@ from functools import cached_property
 import numpy as np
 
 import envs
-from nets import (adam, categorical_log_prob, ema, forward, gaussian_log_prob, init_mlp,
+from nets import (adam, categorical_log_prob, ema, gaussian_log_prob, init_mlp,
                   length_normalize, mlp, stop_gradient, tree_map)
 from support import offline, plots
-from support.run import load_run, main, option, require
+from support.flags import NOT_NEGATIVE, POSITIVE, SIZES, check_ranges, option
+from support.run import load_run, main
 
 COUNTER = "update"
 
@@ -89,49 +90,54 @@ class Config:
                          "temperatures and initialisation [D12]", ("fast", "paper"))
     dataset: str = option("", "npz file in OGBench's layout; without it the data is collected")
     seed: int = option(0, "seed of everything random, the collected data included; OGBench's "
-                       "mazes have one data set for all seeds")
-    steps: int = option(5000, "updates; with --policy-steps those of the value")
+                       "mazes have one data set for all seeds", NOT_NEGATIVE)
+    steps: int = option(5000, "updates; with --policy-steps those of the value", POSITIVE)
     policy_steps: int = option(0, "0: all networks learn in one step; N: the value first, then "
-                               "the policies for N updates [D9]")
-    batch_size: int = option(256, "transitions in a batch (published: 1024)")
+                               "the policies for N updates [D9]", NOT_NEGATIVE)
+    batch_size: int = option(256, "transitions in a batch (published: 1024)", POSITIVE)
     hidden_dims: tuple = option((128, 128, 128), "hidden layers of every network (published: "
-                                "512,512,512)")
-    lr: float = option(2e-3, "Adam's learning rate (published: 3e-4)")
+                                "512,512,512)", SIZES)
+    lr: float = option(2e-3, "Adam's learning rate (published: 3e-4)", POSITIVE)
     lr_decay: bool = option(True, "learning rate falls linearly to 0 over the second half [D12]")
-    discount: float = option(0.98, "discount gamma (published: 0.99)")
-    expectile: float = option(0.7, "expectile tau of Eq. (4) (published: 0.7)")
-    tau: float = option(0.1, "EMA rate of the target network (published: 0.005)")
-    subgoal_steps: int = option(8, "k: a subgoal is the state so many steps ahead (published: 25)")
+    discount: float = option(0.98, "discount gamma (published: 0.99)", "in (0, 1)")
+    expectile: float = option(0.7, "expectile tau of Eq. (4) (published: 0.7)", "in (0, 1)")
+    tau: float = option(0.1, "EMA rate of the target network (published: 0.005)", "in (0, 1)")
+    subgoal_steps: int = option(8, "k: a subgoal is the state so many steps ahead (published: 25)",
+                                POSITIVE)
     high_alpha: float = option(10.0, "inverse temperature of the high-level policy's AWR "
-                               "(published: 3; authors' code: 1)")
+                               "(published: 3; authors' code: 1)", NOT_NEGATIVE)
     low_alpha: float = option(10.0, "inverse temperature of the low-level policy's AWR "
-                              "(published: 3; authors' code: 1)")
-    flat_alpha: float = option(10.0, "inverse temperature of the flat policy's AWR (OGBench: 10)")
-    rep_dim: int = option(10, "size R of phi (published: 10)")
+                              "(published: 3; authors' code: 1)", NOT_NEGATIVE)
+    flat_alpha: float = option(10.0, "inverse temperature of the flat policy's AWR (OGBench: 10)",
+                               NOT_NEGATIVE)
+    rep_dim: int = option(10, "size R of phi (published: 10)", "at least 2")
     rep_type: str = option("phi_sg", "representation of subgoals: phi([s; g]), phi(g) or none "
                            "[D8]", ("phi_sg", "phi_g", "none"))
     const_std: bool = option(True, "Gaussian policies have std 1, else a learned one [D7]")
     encoding: str = option("position", "what networks see of a state: its position; on point "
                            "mazes also rbf, direction or rbf+direction (lab/ogbench.py [D15])")
-    temperature: float = option(0.0, "of discrete actions drawn when acting; 0: the likeliest")
-    subgoal_interval: int = option(1, "the high-level policy is asked every so many steps [D10]")
+    temperature: float = option(0.0, "of discrete actions drawn when acting; 0: the likeliest",
+                                NOT_NEGATIVE)
+    subgoal_interval: int = option(1, "the high-level policy is asked every so many steps [D10]",
+                                   POSITIVE)
     action_free: float = option(0.0, "fraction of trajectories whose actions are hidden; value "
-                                "and high-level policy use them all the same")
+                                "and high-level policy use them all the same", "in [0, 1]")
     value_p_curgoal: float = option(0.2, "value goals: fraction that is the state itself "
-                                    "(published: 0.2)")
+                                    "(published: 0.2)", "in [0, 1]")
     value_p_trajgoal: float = option(0.5, "value goals: fraction from the trajectory's geometric "
-                                     "future (published: 0.5); the rest is random")
+                                     "future (published: 0.5); the rest is random", "in [0, 1]")
     goal_discount: float = option(0.0, "discount of that geometric future; 0: the value's "
-                                  "(published)")
+                                  "(published)", "in [0, 1)")
     actor_p_randomgoal: float = option(0.0, "policy goals: fraction of random ones (published: 0, "
-                                       "stitch data 0.5; authors' code: 0.3) [D6]")
-    first_layer_init: str = option("data", "first layers: units bend at data points, or Glorot "
-                                   "with biases 0 (published) [D14]", ("data", "glorot"))
+                                       "stitch data 0.5; authors' code: 0.3) [D6]", "in [0, 1]")
+    first_layer_init: str = option("data", "first layers: weights and biases such that units "
+                                   "bend at data points, or Glorot and 0 (published) [D14]",
+                                   ("data", "glorot"))
     goal_reached_by: str = option("index", "when a goal counts as reached in the data [D5]",
                                   ("index", "state"))
     train_flat: bool = option(True, "also train a flat policy on the same value, to compare")
-    eval_episodes: int = option(20, "evaluation episodes for each task (published: 50)")
-    eval_interval: int = option(1000, "updates between evaluations and checkpoints")
+    eval_episodes: int = option(20, "evaluation episodes for each task (published: 50)", POSITIVE)
+    eval_interval: int = option(1000, "updates between evaluations and checkpoints", POSITIVE)
 
     @cached_property
     def encode(self):
@@ -164,16 +170,7 @@ def resolve(given, config_class=Config, changes=None):
     if given.get("rep_type", values.get("rep_type")) == "none":
         values.pop("encoding", None)                    # states must be subtracted there
     c = config_class(**{**values, **given})
-    require(c, lambda x: 0 < x < math.inf, "positive", "steps", "batch_size", "subgoal_steps",
-            "subgoal_interval", "eval_episodes", "eval_interval", "lr")
-    require(c, lambda x: len(x) and min(x) > 0, "positive sizes such as 128,128", "hidden_dims")
-    require(c, lambda x: x > 1, "at least 2: only its direction counts", "rep_dim")
-    require(c, lambda x: 0 < x < 1, "in (0, 1)", "discount", "expectile", "tau")
-    require(c, lambda x: 0 <= x < 1, "in [0, 1)", "goal_discount")
-    require(c, lambda x: 0 <= x <= 1, "in [0, 1]", "value_p_curgoal", "value_p_trajgoal",
-            "actor_p_randomgoal", "action_free")
-    require(c, lambda x: 0 <= x < math.inf, "at least 0", "high_alpha", "low_alpha", "flat_alpha",
-            "seed", "temperature", "policy_steps")
+    check_ranges(c)
     if c.value_p_curgoal + c.value_p_trajgoal > 1 + 1e-6:
         raise ValueError("--value-p-curgoal and --value-p-trajgoal must not exceed 1 together; the "
                          "rest are random goals")
@@ -265,14 +262,6 @@ def phi(params, s, g, config):
     return z, lambda dz: {"phi": back_mlp(back_length(dz)[0])[1]}
 
 
-def phi_constant(params, s, g, config):
-    """phi as a constant, without the work for a derivative."""
-    if config.rep_type == "none":
-        return g
-    h = forward(params["phi"], config.encode.pair(s, g) if config.rep_type == "phi_sg" else g)
-    return stop_gradient(length_normalize({}, h)[0])
-
-
 def value(p, s, z):
     """Both value heads (2, B) at s (B, S) and z (B, R); back(dv) -> (dz, grads)."""
     v, back_mlp = mlp(p, concat(s, z))
@@ -284,9 +273,11 @@ def value(p, s, z):
     return v[..., 0], back
 
 
-def value_constant(p, s, z):
-    """`value` as a constant, without the work for a derivative."""
-    return stop_gradient(forward(p, concat(s, z)))[..., 0]
+def mean_value(params, s, g, config):
+    """V(s, phi([s; g])) (B,), the mean of the two heads, as advantages take it [D4]."""
+    z, _ = phi(params, s, g, config)
+    v, _ = value(params["value"], s, z)
+    return v.mean(0)
 
 
 def init_net(rng, config, env, data, inputs, n_out, **kind):
@@ -355,16 +346,8 @@ def awr_weight(alpha, adv):
     return np.exp(np.minimum(alpha * adv, math.log(100)))
 
 
-def advantage(params, s, s2, g, config):
-    """A = V(s2, g) - V(s, g), mean of the learned heads, constant [D4]; and phi([s; g])."""
-    both = np.concatenate([s, s2])              # one evaluation for both states
-    z = phi_constant(params, both, np.concatenate([g, g]), config)
-    v = value_constant(params["value"], both, z).mean(0)
-    return v[len(s):] - v[:len(s)], z[:len(s)]
-
-
 def awr(name, p, x, target, weight):
-    """-mean(weight log pi(target | x)), pi the policy `name` with parameters p -> loss, grads, info.
+    """L = -mean(weight log pi(target | x)), pi the policy `name` -> loss, grads, info.
 
     pi: Gaussian with mean mlp(x) and std 1 or learned [D7]; categorical if target is integers.
     Constants: x, target, weight (B,).
@@ -389,10 +372,10 @@ def value_loss(params, batch, config):
     s, s1, g, r, m = (batch[x] for x in ("observations", "next_observations", "value_goals",
                                          "rewards", "masks"))
     z, back_phi = phi(params, s, g, config)
-    z1 = phi_constant(params, s1, g, config)
+    z1 = stop_gradient(phi(params, s1, g, config)[0])
     v, back_v = value(params["value"], s, z)
-    t = value_constant(params["target"]["value"], s, stop_gradient(z))
-    t1 = value_constant(params["target"]["value"], s1, z1)
+    t = stop_gradient(value(params["target"]["value"], s, stop_gradient(z))[0])
+    t1 = stop_gradient(value(params["target"]["value"], s1, z1)[0])
     q = r + config.discount * m * t1
     q_min = r + config.discount * m * t1.min(0)
     adv = q_min - t.mean(0)
@@ -410,8 +393,9 @@ def high_loss(params, batch, config):
     Constants: A, phi [D3].
     """
     s, g, w = (batch[x] for x in ("observations", "high_actor_goals", "high_actor_targets"))
-    adv, _ = advantage(params, s, w, g, config)
-    target = w - s if config.rep_type == "none" else phi_constant(params, s, w, config)     # [D8]
+    adv = stop_gradient(mean_value(params, w, g, config) - mean_value(params, s, g, config))
+    z = stop_gradient(phi(params, s, w, config)[0])
+    target = w - s if config.rep_type == "none" else z                          # [D8]
     loss, grads, info = awr("high", params["high"], config.encode.pair(s, g), target,
                             awr_weight(config.high_alpha, adv))
     return loss, grads, {**info, "adv": adv, "target": target}
@@ -425,7 +409,9 @@ def low_loss(params, batch, config):
     """
     s, s1, a, w = (batch[x] for x in ("low_actor_observations", "low_actor_next_observations",
                                       "actions", "low_actor_goals"))
-    adv, z = advantage(params, s, s1, w, config)
+    z, z1 = (stop_gradient(phi(params, x, w, config)[0]) for x in (s, s1))
+    v, v1 = (value(params["value"], *x)[0].mean(0) for x in ((s, z), (s1, z1)))
+    adv = stop_gradient(v1 - v)
     loss, grads, info = awr("low", params["low"], concat(s, z), a,
                             awr_weight(config.low_alpha, adv))
     return loss, grads, {**info, "adv": adv, "phi": z}
@@ -439,7 +425,7 @@ def flat_loss(params, batch, config):
     """
     s, s1, a, g = (batch[x] for x in ("low_actor_observations", "low_actor_next_observations",
                                       "actions", "flat_actor_goals"))
-    adv, _ = advantage(params, s, s1, g, config)
+    adv = stop_gradient(mean_value(params, s1, g, config) - mean_value(params, s, g, config))
     return awr("flat", params["flat"], config.encode.pair(s, g), a,
                awr_weight(config.flat_alpha, adv))
 
@@ -488,7 +474,7 @@ def schedule(losses, config, u):
 def subgoal(params, s, g, config):
     """What the high-level policy asks for: its mean, scaled to length sqrt(R); without phi, s plus
     its mean [D10]."""
-    z = forward(params["high"], config.encode.pair(s, g))
+    z, _ = mlp(params["high"], config.encode.pair(s, g))
     return s + z if config.rep_type == "none" else length_normalize({}, z)[0]
 
 
@@ -507,7 +493,8 @@ def hierarchical_actor(params, config, rng):
         s, g = config.encode(s.astype(dtype)), config.encode(g.astype(dtype))
         if t % config.subgoal_interval == 0:
             memory["z"] = subgoal(params, s, g, config)
-        return choose_action(forward(params["low"], concat(s, memory["z"])), config, rng)
+        output, _ = mlp(params["low"], concat(s, memory["z"]))
+        return choose_action(output, config, rng)
 
     return act
 
@@ -518,15 +505,16 @@ def flat_actor(params, config, rng):
 
     def act(s, g, t):
         s, g = config.encode(s.astype(dtype)), config.encode(g.astype(dtype))
-        return choose_action(forward(params["flat"], config.encode.pair(s, g)), config, rng)
+        output, _ = mlp(params["flat"], config.encode.pair(s, g))
+        return choose_action(output, config, rng)
 
     return act
 
 
-def mean_value(params, s, g, config):
-    """V(s, g), mean of the two heads: s, g (N,2) observations -> (N,)."""
+def value_map(params, s, g, config):
+    """`mean_value` (N,) of observations s, g (N,2), for pictures and measurements."""
     s, g = config.encode(s.astype(np.float32)), config.encode(g.astype(np.float32))
-    return value_constant(params["value"], s, phi_constant(params, s, g, config)).mean(0)
+    return mean_value(params, s, g, config)
 
 
 # ------------------------------------------------------------------------------------- a run
@@ -558,7 +546,7 @@ def subgoal_places(params, s, g, points, config):
     nearest = []
     for x in s[:, None]:
         z = subgoal(params, x, g, config)
-        there = phi_constant(params, x.repeat(len(w), 0), w, config)
+        there, _ = phi(params, x.repeat(len(w), 0), w, config)
         nearest.append(((there - z) ** 2).sum(-1).argmin())
     return points[nearest]
 
@@ -568,7 +556,7 @@ def draw(problem, agent, run, shown):
     config, params = problem.config, agent["params"]
 
     def values(points, goal):
-        return mean_value(params, points, goal.repeat(len(points), 0), config)
+        return value_map(params, points, goal.repeat(len(points), 0), config)
 
     def subgoals(path, goal, points):
         starts = path[::config.subgoal_steps]

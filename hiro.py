@@ -74,9 +74,10 @@ from types import SimpleNamespace
 import numpy as np
 
 import envs
-from nets import adam, adam_init, ema, forward, init_mlp, mlp, relu, stop_gradient, tanh, tree_map
+from nets import adam, adam_init, ema, init_mlp, mlp, relu, stop_gradient, tanh, tree_map
 from support import online
-from support.run import load_run, main, option, require
+from support.flags import NOT_NEGATIVE, POSITIVE, SIZES, check_ranges, option, require
+from support.run import load_run, main
 
 COUNTER = "step"
 
@@ -86,49 +87,58 @@ class Config:
     """Everything that decides a run; `resolve` puts in what the task changes."""
 
     env: str = option("point-umaze", "task", tuple(envs.TASKS_ONLINE))
-    seed: int = option(0, "seed of everything random")
-    steps: int = option(60_000, "environment steps (published: 10 million)")
+    seed: int = option(0, "seed of everything random", NOT_NEGATIVE)
+    steps: int = option(60_000, "environment steps (published: 10 million)", POSITIVE)
     subgoal_interval: int = option(10, "c: steps between the high-level policy's goals (published: "
-                                   "10)")
+                                   "10)", POSITIVE)
     goal_range: float = option(2.0, "half-width of relative goals; 0: the 95th percentile of moves "
-                               "in c steps of the warm-up (published: 10) [E7]")
-    hidden_dims: tuple = option((64, 64), "hidden layers of every network (published: 300,300)")
-    batch_size: int = option(100, "batch size of both levels (published: 100)")
-    actor_lr: float = option(3e-4, "Adam's learning rate of the policies (published: 1e-4)")
-    critic_lr: float = option(1e-3, "Adam's learning rate of the critics (published: 1e-3)")
+                               "in c steps of the warm-up (published: 10) [E7]", NOT_NEGATIVE)
+    hidden_dims: tuple = option((64, 64), "hidden layers of every network (published: 300,300)",
+                                SIZES)
+    batch_size: int = option(100, "batch size of both levels (published: 100)", POSITIVE)
+    actor_lr: float = option(3e-4, "Adam's learning rate of the policies (published: 1e-4)",
+                             POSITIVE)
+    critic_lr: float = option(1e-3, "Adam's learning rate of the critics (published: 1e-3)",
+                              POSITIVE)
     lr_decay: bool = option(True, "learning rates fall linearly to 0 over the last third [E14]")
-    low_discount: float = option(0.95, "discount of the low level (published: 0.99) [E9]")
+    low_discount: float = option(0.95, "discount of the low level (published: 0.99) [E9]",
+                                 "in (0, 1)")
     high_discount: float = option(0.99, "discount of the high level for each of its steps "
-                                  "(published: 0.99)")
-    tau: float = option(0.005, "EMA rate of the target networks (published: 0.005)")
+                                  "(published: 0.99)", "in (0, 1)")
+    tau: float = option(0.005, "EMA rate of the target networks (published: 0.005)", "in (0, 1]")
     policy_freq: int = option(2, "critic updates for each update of policy and targets "
-                              "(published: 2) [E6]")
+                              "(published: 2) [E6]", POSITIVE)
     low_noise: float = option(0.1, "exploration noise of actions, in units of half the action "
-                              "range (published: 1.0, not scaled) [E10]")
+                              "range (published: 1.0, not scaled) [E10]", NOT_NEGATIVE)
     high_noise: float = option(2.0, "exploration noise of goals, in units of the goals' half-width "
-                               "(published: 0.1) [E10]")
+                               "(published: 0.1) [E10]", NOT_NEGATIVE)
     noise_correlation: float = option(0.75, "correlation of a goal's noise with the last one's "
-                                      "[E10]")
-    eval_noise: float = option(0.0, "noise of actions in evaluation, in the units of --low-noise")
-    target_noise: float = option(0.2, "std of the noise on target actions (published: 0.2) [E4]")
-    target_clip: float = option(0.5, "bound of that noise (published: 0.5)")
-    reward_scale: float = option(0.02, "factor on the task's reward (published: 0.1) [E11]")
+                                      "[E10]", "in [0, 1)")
+    eval_noise: float = option(0.0, "noise of actions in evaluation, in the units of --low-noise",
+                               NOT_NEGATIVE)
+    target_noise: float = option(0.2, "std of the noise on target actions (published: 0.2) [E4]",
+                                 NOT_NEGATIVE)
+    target_clip: float = option(0.5, "bound of that noise (published: 0.5)", NOT_NEGATIVE)
+    reward_scale: float = option(0.02, "factor on the task's reward (published: 0.1) [E11]",
+                                 POSITIVE)
     critic_loss: str = option("huber", "loss of the critics' errors [E5]", ("huber", "squared"))
     warmup: int = option(2500, "first steps, by random actions without learning (published: 2500)")
-    high_updates: int = option(5, "high-level updates for each of its goals (published: 1) [E12]")
-    capacity: int = option(200_000, "steps kept for replay (published: 200000) [E14]")
+    high_updates: int = option(5, "high-level updates for each of its goals (published: 1) [E12]",
+                               POSITIVE)
+    capacity: int = option(200_000, "steps kept for replay (published: 200000) [E14]", POSITIVE)
     correction: str = option("off_policy", "relabelling of the high-level goals, Eq. (5)",
                              ("off_policy", "none"))
-    candidates: int = option(10, "goals that the correction chooses from (published: 10)")
+    candidates: int = option(10, "goals that the correction chooses from (published: 10)",
+                             "at least 2")
     goal_at_window_end: str = option("h", "next goal of the low level where a new goal is given: "
                                      "by h, or the new one [E1]", ("h", "new"))
     relabel_low_goals: bool = option(False, "low level learns for goals at other states of the "
                                      "batch [E16]")
     pretrain: int = option(0, "steps of training the low level alone on random goals; then it is "
-                           "frozen [E16]")
+                           "frozen [E16]", NOT_NEGATIVE)
     see_position: bool = option(True, "the low level sees its position [E8]")
-    eval_episodes: int = option(50, "evaluation episodes for each test (published: 50)")
-    eval_interval: int = option(2500, "steps between evaluations and checkpoints")
+    eval_episodes: int = option(50, "evaluation episodes for each test (published: 50)", POSITIVE)
+    eval_interval: int = option(2500, "steps between evaluations and checkpoints", POSITIVE)
 
 
 QUICK = dict(steps=2000, warmup=500, eval_interval=1000, eval_episodes=4)
@@ -144,16 +154,7 @@ def resolve(given, config_class=Config, changes=None):
     if given.pop("quick", False):
         values.update(QUICK)
     c = config_class(**{**values, **given})
-    require(c, lambda x: 0 < x < math.inf, "positive", "steps", "subgoal_interval", "batch_size",
-            "actor_lr", "critic_lr", "policy_freq", "reward_scale", "high_updates", "capacity",
-            "eval_episodes", "eval_interval")
-    require(c, lambda x: len(x) and min(x) > 0, "positive sizes such as 64,64", "hidden_dims")
-    require(c, lambda x: 0 < x < 1, "in (0, 1)", "low_discount", "high_discount")
-    require(c, lambda x: 0 < x <= 1, "in (0, 1]", "tau")
-    require(c, lambda x: 0 <= x < 1, "in [0, 1)", "noise_correlation")
-    require(c, lambda x: 0 <= x < math.inf, "at least 0", "seed", "goal_range", "low_noise",
-            "eval_noise", "high_noise", "target_noise", "target_clip", "pretrain")
-    require(c, lambda x: x >= 2, "at least 2: the old goal and the move made", "candidates")
+    check_ranges(c)
     require(c, lambda x: x >= c.subgoal_interval, f"at least --subgoal-interval "
             f"{c.subgoal_interval}", "warmup", "capacity")
     if c.steps <= c.warmup:
@@ -224,11 +225,6 @@ def policy(p, x):
     return a, lambda da: back_mlp(back_tanh(da)[0])
 
 
-def policy_constant(p, x):
-    """`policy` as a constant, without the work for a derivative."""
-    return stop_gradient(np.tanh(forward(p, x, relu)))
-
-
 def critic(p, x, a):
     """Values q (2,B), or (B,) of one critic, at x (B,I), a (B,A); back(dq) -> (da, grads)."""
     q, back_mlp = mlp(p, np.concatenate([x, a], -1), relu)
@@ -240,23 +236,39 @@ def critic(p, x, a):
     return q[..., 0], back
 
 
-def critic_loss(params, target, batch, noise, gamma, kind):
-    """Clipped double Q-learning (TD3), Eqs. (4) and (14): the loss of both critics.
+def huber(e):
+    """l(e) = e^2 / 2 where |e| < 1, |e| - 1/2 elsewhere [E5]; back(dl) -> de."""
+    slope = np.clip(e.real, -1, 1)                      # l'(e)
+    loss = np.where(np.abs(e.real) < 1, 0.5 * e * e, slope * e - 0.5)
+    return loss, lambda dl: dl * slope
 
-    y = r + gamma m min_j Q'_j(x', clip(mu'(x') + noise, -1, 1)),  L = sum_j mean l(Q_j(x, a) - y)
-    l: e^2 / 2 where |e| < 1 and |e| - 1/2 elsewhere (huber), or e^2 / 2 (squared) [E5].
-    x, x' (B,I); a (B,A); r, m (B,); noise (B,A), already clipped [E4]. Constants: y.
+
+def half_square(e):
+    """l(e) = e^2 / 2 [E5]; back(dl) -> de."""
+    return 0.5 * e * e, lambda dl: dl * e
+
+
+def td3_target(target, batch, noise, gamma):
+    """y = r + gamma m min_j Q'_j(x', clip(mu'(x') + noise, -1, 1)) (B,), Eqs. (4) and (14).
+
+    target: the target networks, all constant; x' (B,I); r, m (B,); noise (B,A).
     """
-    x, a, r, m, x1 = (batch[name] for name in ("observations", "actions", "rewards", "masks",
-                                               "next_observations"))
-    a1 = np.clip(policy_constant(target["actor"], x1) + noise, -1, 1)
-    q1 = stop_gradient(forward(target["critic"], np.concatenate([x1, a1], -1), relu))[..., 0]
-    q, back = critic(params["critic"], x, a)
-    error = q - (r + gamma * m * q1.min(0))
-    slope = np.clip(error.real, -1, 1) if kind == "huber" else error
-    grads = back(slope / len(x))[1]
-    loss = (slope * error - 0.5 * slope * slope).mean(-1).sum()
-    return loss, {"critic": grads}, {"q": q, "error": error}
+    r, m, x1 = (batch[name] for name in ("rewards", "masks", "next_observations"))
+    a1 = np.clip(policy(target["actor"], x1)[0] + noise, -1, 1)
+    q1 = critic(target["critic"], x1, a1)[0].min(0)
+    return stop_gradient(r + gamma * m * q1)
+
+
+def critic_loss(params, batch, y, kind):
+    """L = sum_j mean l(Q_j(x, a) - y), the loss of both critics, Eqs. (4) and (14).
+
+    l: `huber` or `half_square` [E5]. x (B,I), a (B,A), y (B,). Constants: y.
+    """
+    x, a = batch["observations"], batch["actions"]
+    q, back_q = critic(params["critic"], x, a)
+    loss, back_l = (huber if kind == "huber" else half_square)(q - y)
+    grads = back_q(back_l(1 / len(x)))[1]
+    return loss.mean(-1).sum(), {"critic": grads}, {"q": q, "error": q - y}
 
 
 def actor_loss(params, x):
@@ -271,16 +283,19 @@ def actor_loss(params, x):
 
 
 def td3_update(level, batch, rng, gamma, rate, config):
-    """One update of the critics and, every policy_freq-th time, of policy and targets; in place."""
-    shape = batch["actions"].shape
-    noise = np.clip(config.target_noise * rng.standard_normal(shape, np.float32),
-                    -config.target_clip, config.target_clip)
+    """One update of TD3 (Fujimoto et al. 2018, Algorithm 1), in place; -> the critics' loss.
+
+    gamma: the level's discount; rate: factor on the learning rates.
+    """
     params, target = level["online"], level["target"]
-    loss, grads, _ = critic_loss(params, target, batch, noise, gamma, config.critic_loss)
+    noise = config.target_noise * rng.standard_normal(batch["actions"].shape, np.float32)
+    noise = np.clip(noise, -config.target_clip, config.target_clip)             # [E4]
+    y = td3_target(target, batch, noise, gamma)
+    loss, grads, _ = critic_loss(params, batch, y, config.critic_loss)
     adam(params["critic"], grads["critic"], level["critic_adam"], rate * config.critic_lr)
     level["count"] += 1
-    if level["count"] % config.policy_freq == 0:
-        grads = actor_loss(params, batch["observations"])[1]
+    if level["count"] % config.policy_freq == 0:                                # delayed [E6]
+        _, grads, _ = actor_loss(params, batch["observations"])
         adam(params["actor"], grads["actor"], level["actor_adam"], rate * config.actor_lr)
         ema(target, params, config.tau)
     return loss
@@ -314,7 +329,7 @@ def replay_add(replay, window, terminated, follows):
 
 
 def draw_steps(replay, rng, n, c):
-    """n steps drawn uniformly from the replay: window (n,), step in it (n,), is it the last (n,)."""
+    """n steps drawn uniformly: window (n,), step in it (n,), whether it is its last (n,)."""
     count = min(int(replay["count"]), len(replay["mask"]))
     w, i = rng.integers(count, size=n), rng.integers(c, size=n)
     while (short := i >= replay["length"][w]).any():        # beyond a window cut short: again
@@ -378,10 +393,10 @@ def policies(agent, config):
     """
     def high(s, task):
         x = np.concatenate([s, task], -1)
-        return agent["goal_range"] * policy_constant(agent["high"]["online"]["actor"], x)
+        return agent["goal_range"] * policy(agent["high"]["online"]["actor"], x)[0]
 
     def low(s, g):
-        return policy_constant(agent["low"]["online"]["actor"], low_input(s, g, config))
+        return policy(agent["low"]["online"]["actor"], low_input(s, g, config))[0]
 
     return SimpleNamespace(high=high, low=low, transition=goal_transition, hierarchical=True)
 

@@ -23,7 +23,6 @@ import math
 import os
 import re
 import signal
-import textwrap
 import time
 from types import SimpleNamespace
 
@@ -35,6 +34,7 @@ import hiql
 import hiro
 from nets import flatten, mlp, tree_map, unflatten
 from support import offline, online
+from support.datasets import check_dataset, load_dataset, save_dataset
 from support.run import HERE, Run, generators
 
 GOLDEN = os.environ.get("GOLDEN_HIQL", os.path.join(HERE, "data", "golden_hiql_f64.npz"))
@@ -163,11 +163,12 @@ def test_float32_stays_float32():
     for loss in (*hiql.LOSSES.values(), hiql.flat_loss):
         grads = loss(narrow(params), narrow(batch), config)[1]
         assert all(g.dtype == np.float32 for g in flatten(grads).values()), loss
-    online_nets, target, batch, noise = toy_td3()
-    grads = [hiro.actor_loss(narrow(online_nets), narrow(batch)["observations"])[1]]
-    grads += [hiro.critic_loss(narrow(online_nets), narrow(target), narrow(batch), noise.astype(
-        np.float32), 0.9, kind)[1] for kind in ("huber", "squared")]
+    networks, target, batch, noise = (narrow({"x": x})["x"] for x in toy_td3())
+    y = hiro.td3_target(target, batch, noise, 0.9)
+    grads = [hiro.actor_loss(networks, batch["observations"])[1]]
+    grads += [hiro.critic_loss(networks, batch, y, kind)[1] for kind in ("huber", "squared")]
     assert all(g.dtype == np.float32 for tree in grads for g in flatten(tree).values())
+    assert y.dtype == np.float32
 
 
 def test_adam_and_ema_by_hand():
@@ -327,7 +328,7 @@ def test_own_layouts_are_registered(registry):
     env = envs.make("grid-mine")
     assert env.slip == 0.5 and env.tasks == [((1, 2), (1, 5))]
     data = env.dataset(np.random.default_rng(0))
-    envs.check_dataset(data, env)
+    check_dataset(data, env)
     assert data.lengths.tolist() == [11] * 20
     config = hiql.resolve({"env": "grid-mine"})
     assert (config.discount, config.subgoal_steps) == (0.5, 5)      # its own, those of grids
@@ -490,7 +491,7 @@ def test_collected_data_follow_the_recipe():
                               ("grid-maze", "navigate", 1.0)):
         env = envs.make(name)
         data = envs.collect(env, rng, kind, episodes=200, rows=101, noise=noise)
-        envs.check_dataset(data, env)
+        check_dataset(data, env)
         assert len(data.observations) == 20200 and (data.lengths == 101).all()
         assert (data.labelled == data.valid).all() and len(data.valid) == 20000
         visits = np.bincount(env.number(data.observations), minlength=len(env.cells))
@@ -519,8 +520,8 @@ def test_collected_data_follow_the_recipe():
 def test_data_sets_are_saved_loaded_and_checked(tmp_path, monkeypatch):
     env = envs.make("point-medium")
     data = envs.collect(env, np.random.default_rng(0), episodes=4, rows=30)
-    envs.save_dataset(tmp_path / "d.npz", data)
-    back = envs.load_dataset(tmp_path / "d.npz")
+    save_dataset(tmp_path / "d.npz", data)
+    back = load_dataset(tmp_path / "d.npz")
     for key in ("observations", "actions", "terminals", "last", "valid", "labelled"):
         assert (getattr(back, key) == getattr(data, key)).all()
     assert os.listdir(tmp_path) == ["d.npz"]
@@ -542,7 +543,7 @@ def test_data_sets_are_saved_loaded_and_checked(tmp_path, monkeypatch):
         arrays = {k: x for k, x in {**good, **changes}.items() if x is not None}
         np.savez(tmp_path / "bad.npz", **arrays)
         with pytest.raises(ValueError, match=message):
-            envs.load_dataset(tmp_path / "bad.npz")
+            load_dataset(tmp_path / "bad.npz")
     np.save(tmp_path / "array.npy", nan)
     (tmp_path / "text.npz").write_text("not an archive")
     archive = bytearray((tmp_path / "d.npz").read_bytes())
@@ -552,7 +553,7 @@ def test_data_sets_are_saved_loaded_and_checked(tmp_path, monkeypatch):
     (tmp_path / "closed.npz").write_bytes(archive)
     for name in ("array.npy", "text.npz", "closed.npz"):
         with pytest.raises(ValueError, match="not an npz file"):
-            envs.load_dataset(tmp_path / name)
+            load_dataset(tmp_path / name)
     before = os.listdir(tmp_path)
 
     def interrupted(*args, **kw):
@@ -560,13 +561,13 @@ def test_data_sets_are_saved_loaded_and_checked(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(np, "savez_compressed", interrupted)
-        envs.save_dataset(tmp_path / "e.npz", data)
+        save_dataset(tmp_path / "e.npz", data)
     assert os.listdir(tmp_path) == before               # nothing half written stays
     for other, message in ((envs.make("point-medium", speed=0.2), "steps are not 0.2 x action"),
                            (envs.make("point-large"), "another maze"),
                            (envs.make("grid-maze"), "has observations")):
         with pytest.raises(ValueError, match=message):
-            envs.check_dataset(data, other)
+            check_dataset(data, other)
 
 
 # ============================================================================= hiql: settings
@@ -991,7 +992,8 @@ def test_actions_are_the_policies_means():
         assert np.abs(mean).max() > 1.1 and np.abs(mean).min() < 0.9
         close(actor(params, config, None)(s, g, 0), np.clip(mean, -1, 1))
     v = hiql.value(params["value"], s, hiql.phi(params, s, g, config)[0])[0].mean(0)
-    close(hiql.mean_value(params, s, g, config), v, 1e-5)           # sees float32
+    close(hiql.mean_value(params, s, g, config), v)
+    close(hiql.value_map(params, s, g, config), v, 1e-5)            # takes float32
 
 
 def test_subgoals_are_normalised_and_asked_for_at_intervals():
@@ -1009,19 +1011,21 @@ def test_subgoals_are_normalised_and_asked_for_at_intervals():
 
 
 def test_episodes_end_at_the_goal_or_the_time_limit():
-    """Three agents in a corridor go right: two steps to the goal, one step, never."""
-    env = envs.GridWorld("mine", CORRIDOR)
-    starts, goals = np.array([[1.0, 2], [1, 5], [1, 3]]), np.array([[1.0, 4], [1, 6], [1, 2]])
-    times = []
+    """Agents in a corridor wait and then go right: one arrives in time, one at once, one too late
+    and one never. The limit is four times the shortest path."""
+    env, times = envs.GridWorld("mine", CORRIDOR), []
+    starts, goals = (np.array([[1.0, x] for x in columns]) for columns in ((2, 5, 5, 3),
+                                                                           (4, 6, 6, 2)))
 
     def act(s, g, t):
         times.append(t)
-        return np.full(len(s), 4)
+        return np.where(t < np.array([5, 0, 5, 1]), 0, 4)
 
     success, steps, paths = offline.rollout(env, act, starts, goals, None)
-    assert success.tolist() == [True, True, False] and steps.tolist() == [2, 1, 4]
-    assert paths[..., 1].T.tolist() == [[2, 3, 4, 4, 4], [5, 6, 6, 6, 6], [3, 4, 5, 6, 7]]
-    assert times == [0, 1, 2, 3]                        # 4 times the shortest path
+    assert success.tolist() == [True, True, False, False] and steps.tolist() == [7, 1, 4, 4]
+    assert paths[..., 1].T.tolist() == [[2, 2, 2, 2, 2, 2, 3, 4], [5, 6, 6, 6, 6, 6, 6, 6],
+                                        [5] * 8, [3, 3, 4, 5, 6, 6, 6, 6]]
+    assert times == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_evaluation_by_hand():
@@ -1074,7 +1078,7 @@ def test_value_learns_the_discounted_distance():
         rngs = generators(0, "init", "flat", "batch")
         params = hiql.init_params(config, envs.make(config.env), data, rngs)
         train(config, data, {"value": loss}, params, rngs["batch"])
-        v = hiql.mean_value(params, *(np.stack([0 * x + 1, x], 1) for x in (s, g)), config)
+        v = hiql.value_map(params, *(np.stack([0 * x + 1, x], 1) for x in (s, g)), config)
         return np.abs(v - exact).mean() / np.ptp(exact)
 
     def no_mask(params, batch, config):
@@ -1399,20 +1403,31 @@ def one_step(r=0.0, m=1.0):
             "actions": np.zeros((1, 1)), "rewards": np.array([r]), "masks": np.array([m])}
 
 
+def test_losses_of_the_critics_errors_by_hand():
+    """Huber: half the square within 1, linear beyond; the slope is cut at 1."""
+    e = np.array([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0])
+    for loss, values, slopes in ((hiro.huber, [2.5, 0.5, 0.125, 0, 0.125, 0.5, 2.5], e.clip(-1, 1)),
+                                 (hiro.half_square, e * e / 2, e)):
+        loss_of_e, back = loss(e)
+        np.testing.assert_allclose(loss_of_e, values)
+        np.testing.assert_allclose(back(2.0), 2 * slopes)
+
+
 def test_critic_loss_by_hand():
     """y = r + gamma m min_j Q'_j; Huber beyond 1; the mask."""
     level = constant_level([1.0, 5.0], [2.0, 3.0])
 
     def loss(kind, m=1.0):
-        return hiro.critic_loss(level["online"], level["target"], one_step(0.5, m),
-                                np.zeros((1, 1)), 0.5, kind)
+        batch = one_step(0.5, m)
+        y = hiro.td3_target(level["target"], batch, np.zeros((1, 1)), 0.5)
+        assert y == [1.5 if m else 0.5]                     # 0.5 + 0.5 m min(2, 3)
+        return hiro.critic_loss(level["online"], batch, y, kind)
 
-    # y = 0.5 + 0.5 min(2, 3) = 1.5: errors -0.5 and 3.5
-    assert loss("squared")[0] == pytest.approx(0.5 * (0.25 + 12.25))
+    assert loss("squared")[0] == pytest.approx(0.5 * (0.25 + 12.25))    # errors -0.5 and 3.5
     assert loss("huber")[0] == pytest.approx(0.125 + 3)
     for kind, slopes in (("squared", [-0.5, 3.5]), ("huber", [-0.5, 1])):
         np.testing.assert_allclose(loss(kind)[1]["critic"]["dense1"]["b"][:, 0], slopes)
-    assert loss("squared", m=0)[0] == pytest.approx(0.5 * (0.25 + 20.25))       # y = 0.5
+    assert loss("squared", m=0)[0] == pytest.approx(0.5 * (0.25 + 20.25))
 
 
 def test_target_actions_stay_in_the_action_range():
@@ -1422,8 +1437,9 @@ def test_target_actions_stay_in_the_action_range():
         level["target"]["critic"]["dense0"]["W"][j, 2, 0] = 1
         level["target"]["critic"]["dense1"]["W"][j, 0, 0] = 1
     for noise, a in ((0.4, 1.0), (-0.4, np.tanh(3) - 0.4)):
-        loss, grads, info = hiro.critic_loss(level["online"], level["target"], one_step(),
-                                             np.array([[noise]]), 1.0, "huber")
+        y = hiro.td3_target(level["target"], one_step(), np.array([[noise]]), 1.0)
+        np.testing.assert_allclose(y, [a])
+        loss, grads, info = hiro.critic_loss(level["online"], one_step(), y, "huber")
         np.testing.assert_allclose(info["error"], -a)
         assert loss == pytest.approx(2 * 0.5 * a**2)        # both critics, Q = 0 against y = a
 
@@ -1431,33 +1447,37 @@ def test_target_actions_stay_in_the_action_range():
 def test_targets_of_the_critics_are_constants():
     """No network of the target is learned; only the policy learns from the policy's loss."""
     networks, target, batch, noise = toy_td3()
+
+    def loss(target, kind):
+        y = hiro.td3_target(target, batch, noise, 0.9)
+        return hiro.critic_loss(networks, batch, y, kind)
+
     for kind in ("huber", "squared"):
-        assert set(hiro.critic_loss(networks, target, batch, noise, 0.9, kind)[1]) == {"critic"}
-        errors = nets.derivative_error(
-            lambda tree: hiro.critic_loss(networks, tree, batch, noise, 0.9, kind)[0], target,
-            tree_map(np.zeros_like, target))
+        assert set(loss(target, kind)[1]) == {"critic"}
+        errors = nets.derivative_error(lambda tree: loss(tree, kind)[0], target,
+                                       tree_map(np.zeros_like, target))
         assert set(errors.values()) == {0}
     assert set(hiro.actor_loss(networks, batch["observations"])[1]) == {"actor"}
 
 
 def test_target_noise_is_clipped_and_drawn_for_each_action(monkeypatch):
-    """std 0.2, cut at 0.5 [E4]; then the loss sees it."""
+    """std 0.2, cut at 0.5 [E4]."""
     config, rng, seen = hiro.resolve({"hidden_dims": (3,)}), np.random.default_rng(0), []
     level, batch = hiro.td3_init(rng, 2, 1, config), one_step()
     batch = {k: np.repeat(x, 20000, 0).astype(np.float32) for k, x in batch.items()}
-    plain = hiro.critic_loss
+    plain = hiro.td3_target
 
-    def critic_loss(params, target, batch, noise, gamma, kind):
-        seen.append((noise, gamma, kind))
-        return plain(params, target, batch, noise, gamma, kind)
+    def td3_target(target, batch, noise, gamma):
+        seen.append((noise, gamma))
+        return plain(target, batch, noise, gamma)
 
-    monkeypatch.setattr(hiro, "critic_loss", critic_loss)
+    monkeypatch.setattr(hiro, "td3_target", td3_target)
     for changes, std, bound in (({}, 0.197, 0.5), ({"target_noise": 2.0}, 0.464, 0.5),
                                 ({"target_noise": 0.0}, 0, 0)):
         hiro.td3_update(level, batch, rng, 0.9, 1.0, dataclasses.replace(config, **changes))
-        noise, gamma, kind = seen.pop()
+        noise, gamma = seen.pop()
         assert noise.shape == (20000, 1) and np.abs(noise).max() == pytest.approx(bound, rel=1e-6)
-        assert noise.std() == pytest.approx(std, rel=0.02) and (gamma, kind) == (0.9, "huber")
+        assert noise.std() == pytest.approx(std, rel=0.02) and gamma == 0.9
 
 
 def test_policy_and_targets_are_delayed():
@@ -1880,16 +1900,18 @@ def test_imports_go_downwards_only():
     list(graphlib.TopologicalSorter(graph).static_order())              # CycleError: a circle
 
 
-@pytest.mark.parametrize("learn", [hiql.learn, hiro.learn])
-def test_the_loop_fits_on_a_page(learn):
-    """At most 25 lines of code in the paper's algorithm box, its docstring left out."""
-    source = textwrap.dedent(inspect.getsource(learn))
-    docstring = ast.parse(source).body[0].body[0]
+@pytest.mark.parametrize("program", [hiql, hiro])
+def test_the_loop_fits_on_a_page(program):
+    """At most 25 lines of code in `learn`, the paper's algorithm box, its docstring left out."""
+    with open(program.__file__) as file:
+        source = file.read()
+    (learn,) = [node for node in ast.parse(source).body if getattr(node, "name", "") == "learn"]
+    docstring, lines = learn.body[0], source.splitlines()
     assert isinstance(docstring.value, ast.Constant)
-    lines = source.splitlines()
-    code = [line for line in lines[:docstring.lineno - 1] + lines[docstring.end_lineno:]
-            if line.strip() and not line.strip().startswith("#")]
-    assert 10 < len(code) <= 25
+    lines = lines[learn.lineno - 1:docstring.lineno - 1] + lines[docstring.end_lineno:
+                                                                 learn.end_lineno]
+    code = [line for line in lines if line.strip() and not line.strip().startswith("#")]
+    assert code[0].startswith("def learn(") and 10 < len(code) <= 25
 
 
 @pytest.mark.parametrize("program, letter, elsewhere", [
@@ -1934,7 +1956,7 @@ def certificate():
     """{layer or loss: {array: error}}: analytic derivative against the complex step."""
     networks, target, batch, noise = toy_td3()
     rng, x, a = np.random.default_rng(0), batch["observations"], batch["actions"]
-    dq = rng.normal(size=(2, 7))
+    y, dq = hiro.td3_target(target, batch, noise, 0.9), rng.normal(size=(2, 7))
 
     def critics(tree):
         q, back = hiro.critic(tree["p"], x, tree["a"])
@@ -1961,10 +1983,9 @@ def certificate():
         "loss: low level, learned std": toy_case(hiql.low_loss, const_std=False),
         "loss: low level, discrete": toy_case(hiql.low_loss, discrete=True),
         "loss: flat policy": toy_case(hiql.flat_loss),
-        "loss: critics, huber": (lambda tree: hiro.critic_loss(
-            tree, target, batch, noise, 0.9, "huber"), networks),
-        "loss: critics, squared": (lambda tree: hiro.critic_loss(
-            tree, target, batch, noise, 0.9, "squared"), networks),
+        "loss: critics, huber": (lambda tree: hiro.critic_loss(tree, batch, y, "huber"), networks),
+        "loss: critics, squared": (lambda tree: hiro.critic_loss(tree, batch, y, "squared"),
+                                   networks),
         "loss: policy, through the critic": (lambda tree: hiro.actor_loss(tree, x), networks),
         "critics, and their input a": (critics, {"p": networks["critic"], "a": a}),
         "value heads, and their input z": (values, {"p": params["value"], "z": z})}

@@ -17,7 +17,8 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 
 import hiro
 from support import offline, online, plots
-from support.run import HERE, exit_with_error, load_run
+from support.flags import exit_with_error
+from support.run import HERE, load_run
 
 TASK, FRAMES = 3, 60                    # task 4: its goal lies behind a wall
 

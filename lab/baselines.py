@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lab.theory import wrong_first_actions
-from nets import forward, mlp, stop_gradient, tree_map
+from nets import mlp, stop_gradient, tree_map
 from support import offline
-from support.run import main, option
+from support.flags import option
+from support.run import main
 
 COUNTER = "update"
 CONTROLLERS = ("collector", "straight", "random")
@@ -80,11 +81,6 @@ def heads(p, *inputs):
     return v[..., 0], lambda dv: back(dv[..., None])[1]
 
 
-def heads_constant(p, *inputs):
-    """`heads` as a constant, without the work for a derivative."""
-    return stop_gradient(forward(p, hiql.concat(*inputs)))[..., 0]
-
-
 def vector(a):
     """Actions as inputs of a network: grid actions (B,) one-hot (B, 5)."""
     return np.eye(5, dtype=np.float32)[a] if a.ndim == 1 else a
@@ -102,10 +98,10 @@ def gciql_loss(params, batch, config):
     a, sg = vector(batch["actions"]), config.encode.pair(s, g)
     v, back_v = heads(params["v"], sg)
     q, back_q = heads(params["q"], sg, a)
-    adv = heads_constant(params["target"]["q"], sg, a).min(0) - v
+    adv = stop_gradient(heads(params["target"]["q"], sg, a)[0]).min(0) - v
     weight = hiql.expectile_weight(config.expectile, adv)
-    v1 = heads_constant(params["v"], config.encode.pair(s1, g))
-    error = stop_gradient(r + config.discount * m * v1) - q
+    v1 = stop_gradient(heads(params["v"], config.encode.pair(s1, g))[0])
+    error = r + config.discount * m * v1 - q
     loss = (weight * adv * adv).mean() + (error * error).mean(-1).sum()
     grads = {"v": back_v(-2 / len(s) * weight * adv), "q": back_q(-2 / len(s) * error)}
     return loss, grads, {"v": v, "adv": adv}
@@ -115,7 +111,8 @@ def gciql_policy_loss(params, batch, config):
     """AWR with A = min_j Q_j(s, a, g) - V(s, g) [D13]. Constants: A."""
     s, g, a = (batch[x] for x in ("observations", "high_actor_goals", "actions"))
     sg = config.encode.pair(s, g)
-    adv = heads_constant(params["q"], sg, vector(a)).min(0) - heads_constant(params["v"], sg)
+    adv = heads(params["q"], sg, vector(a))[0].min(0) - heads(params["v"], sg)[0]
+    adv = stop_gradient(adv)
     return hiql.awr("flat", params["flat"], sg, a, hiql.awr_weight(config.flat_alpha, adv))
 
 
@@ -218,7 +215,7 @@ def evaluate(problem, agent):
     env, config, params = problem.env, problem.config, agent["params"]
     if env.discrete and "value" in params:
         n = len(env.cells)
-        v = hiql.mean_value(params, env.cells.repeat(n, 0), np.tile(env.cells, (n, 1)), config)
+        v = hiql.value_map(params, env.cells.repeat(n, 0), np.tile(env.cells, (n, 1)), config)
         summary.update(wrong_first_actions(env, v.reshape(n, n), config.subgoal_steps))
     return summary, shown
 

@@ -25,7 +25,8 @@ from scipy.stats import spearmanr
 import envs
 import hiql
 from support import plots
-from support.run import Parser, exit_with_error, load_run
+from support.flags import Parser, exit_with_error
+from support.run import load_run
 
 # ------------------------------------------------------------------------------ exact values
 
@@ -261,7 +262,7 @@ def compare_run(folder):
     if "value" not in params:
         raise ValueError(f"{folder} holds an agent without the value of HIQL")
     exact = exact_value(config, env, problem.data)
-    learned = value_table(env, lambda s, g: hiql.mean_value(params, s, g, config))
+    learned = value_table(env, lambda s, g: hiql.value_map(params, s, g, config))
     error, rank = compare_values(learned, exact)
     print(f"learned value of {env.name} against the exact one, {len(exact)} x {len(exact)} pairs "
           f"of state and goal: mean absolute error {error:.1%} of the range, rank correlation "

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from support.files import read_json, read_rows, write_json, write_rows
-from support.run import HERE, run_processes, seed_range
+from support.flags import seed_range
+from support.run import HERE, run_processes
 
 # --------------------------------------------------------------------------- experiments.ini
 

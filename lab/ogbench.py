@@ -34,6 +34,7 @@ from functools import cached_property
 import numpy as np
 
 import envs
+from support import datasets
 
 TELEPORT = """
     ############
@@ -55,7 +56,7 @@ SETTINGS = {
     "*-giant-*": dict(discount=0.995),
     "*-stitch-*": dict(actor_p_randomgoal=0.5),       # short trajectories
 }
-FAST = {
+FAST = {                                                        # [D15][D16][D17]
     "*": dict(encoding="rbf+direction", discount=0.997, value_p_trajgoal=0.7, tau=0.3, lr=1e-3,
               steps=30_000, policy_steps=15_000, subgoal_interval=10),
     "*-giant-*": dict(discount=0.998),
@@ -108,11 +109,11 @@ class OGBenchMaze(envs.PointMaze):
 
             print(f"collecting {self.name}: {size} ...", flush=True)
             os.makedirs(folder, exist_ok=True)
-            envs.save_dataset(path, envs.collect(self, np.random.default_rng(0), **self.recipe,
+            datasets.save_dataset(path, envs.collect(self, np.random.default_rng(0), **self.recipe,
                                                  progress=progress))
             print(f"{chr(10) * sys.stdout.isatty()}kept in {path}", flush=True)
         try:
-            return envs.load_dataset(path)
+            return datasets.load_dataset(path)
         except ValueError as e:
             raise ValueError(f"{e}; remove {path}, and it is made again") from None
 

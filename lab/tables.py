@@ -31,7 +31,8 @@ from lab.experiments import (cost, gather, is_row, parts_of, read_experiments, r
                              run_experiment)
 from support.files import write_text
 from support.plots import plt, save_figure
-from support.run import HERE, Parser, exit_with_error
+from support.flags import Parser, exit_with_error
+from support.run import HERE
 
 PROGRAM = "python -m lab.tables"
 

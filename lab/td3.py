@@ -4,8 +4,8 @@
     python -m lab.td3 --env grid-fourrooms
 
 Deviation E18: discount 0.99, exploration noise 0.3 (on the grid 0.5), the rest as HIRO's low level;
-not tuned. Episodes, replay and number of updates are hiro's, with one action held for c steps in the
-warm-up. [E18]
+not tuned. Episodes, replay and number of updates are hiro's; in the warm-up one action is held for
+c steps, as there. [E18]
 """
 
 import hiro                             # first: it sets one BLAS thread before numpy loads
@@ -17,7 +17,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from support import online
-from support.run import flag_of, main
+from support.flags import flag_of
+from support.run import main
 
 COUNTER = "step"
 OF_THE_HIERARCHY = ("correction", "goal_at_window_end", "relabel_low_goals", "pretrain",
@@ -53,7 +54,7 @@ def policies(agent, config):
     """The policy as the low level of `hiro.policies`; its goal is the task's and does not move."""
     def low(s, task):
         x = np.concatenate([s, task], -1)
-        return hiro.policy_constant(agent["low"]["online"]["actor"], x)
+        return hiro.policy(agent["low"]["online"]["actor"], x)[0]
 
     return SimpleNamespace(high=lambda s, task: task, low=low, transition=lambda s, g, s1: g,
                            hierarchical=False)
@@ -63,16 +64,14 @@ def learn(env, agent, config, rngs):
     """TD3: act for c steps, store, update. Yields ({loss: value}, whether the episode is over)."""
     acting, rng = policies(agent, config), rngs["batch"]
     while agent["step"] < config.steps:
-        s, task, _, over, follows = *online.begin_episode(env, rngs, agent), False, False
+        s, task, _, over = *online.begin_episode(env, rngs, agent), False
         while not over:
             warm, row = bool(agent["step"] < config.warmup), {}
             window, over, terminated = hiro.explore_window(env, s, task, task, acting, warm,
                                                            rngs["explore"], config)
-            hiro.replay_add(agent["replay"], window, terminated, follows)
-            s, follows = window["states"][-1], True
+            hiro.replay_add(agent["replay"], window, terminated, False)
+            s = window["states"][-1]
             agent["step"] += len(window["actions"])
-            if warm and agent["step"] >= config.warmup:
-                hiro.end_warmup(agent, rngs["explore"], config)
             updates, _, rate = hiro.schedule(agent["step"], window, config)
             for _ in range(updates):
                 batch = sample(agent["replay"], rng, config)
@@ -86,7 +85,7 @@ def init_agent(problem, rngs):
     config, (S, _, D, A), c = problem.config, problem.sizes, problem.config.subgoal_interval
     return {"low": hiro.td3_init(rngs["init"], S + D, A, config), "step": np.zeros((), np.int64),
             "replay": hiro.replay_init(config.capacity // c, c, S, D, D, A),
-            "goal_range": np.full(D, config.goal_range or 1, np.float32)}
+            "goal_range": np.ones(D, np.float32)}
 
 
 def prepare(config, checkpoint=None, env=None, **parts):

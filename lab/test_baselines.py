@@ -211,7 +211,7 @@ def test_shares_of_wrong_first_actions_are_those_of_the_learned_value(monkeypatc
     agent = {"params": {"value": {}}, "update": 0}
     monkeypatch.setattr(offline, "evaluate", lambda problem, agent: ({"success": 0}, {}))
     for sign, flat in ((-1, 0), (1, 1)):
-        monkeypatch.setattr(hiql, "mean_value", lambda params, s, g, config: sign * env.distance[
+        monkeypatch.setattr(hiql, "value_map", lambda params, s, g, config: sign * env.distance[
             env.number(s), env.number(g)])
         seen, _ = baselines.evaluate(problem, agent)
         assert seen["wrong_first_flat"] == flat and seen["success"] == 0
@@ -223,13 +223,13 @@ def test_shares_of_wrong_first_actions_are_those_of_the_learned_value(monkeypatc
         d = env.distance[env.number(s), env.number(g)]
         return np.where(d <= 3, -d, d)
 
-    monkeypatch.setattr(hiql, "mean_value", short_sighted)
+    monkeypatch.setattr(hiql, "value_map", short_sighted)
     seen, _ = baselines.evaluate(problem, agent)
     wrong = seen["wrong_flat_by_distance"]
     assert wrong[:2] == [0, 0] and wrong[4:] == [1] * (env.distance.max() - 4)
     assert seen["wrong_first_flat"] == 1                # of the far pairs alone
     v = np.random.default_rng(0).normal(size=env.distance.shape)        # states and goals in place
-    monkeypatch.setattr(hiql, "mean_value", lambda params, s, g, config: v[
+    monkeypatch.setattr(hiql, "value_map", lambda params, s, g, config: v[
         env.number(s), env.number(g)])
     assert baselines.evaluate(problem, agent)[0] == {
         "success": 0, **theory.wrong_first_actions(env, v, config.subgoal_steps)}

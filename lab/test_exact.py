@@ -145,7 +145,7 @@ def value_errors(env, data, config, params):
     one of the shortest-path moves.
     """
     truth = exact.exact_value(config, env, data)
-    v = exact.value_table(env, lambda s, g: hiql.mean_value(params, s, g, config))
+    v = exact.value_table(env, lambda s, g: hiql.value_map(params, s, g, config))
     best = v[env.neighbours].argmax(1)[:, None]                     # (n, 1, n) moves
     chosen = np.take_along_axis(truth[env.neighbours], best, 1)[:, 0]
     span, apart = np.nanmax(truth) - np.nanmin(truth), ~np.eye(len(v), dtype=bool)
@@ -230,6 +230,7 @@ def test_chance_is_drawn(monkeypatch):
     sure, slippery = ([line.get_ydata() for line in ax.lines] for ax in figures[0].axes)
     steps = np.arange(1, len(sure[0]) + 1)
     np.testing.assert_allclose(sure[0], exact.optimal_value(steps, 0.95), atol=1e-6)
+    assert exact.optimal_value(2, 0.5) == -1.5 and exact.optimal_value(0, 0.9) == 0
     np.testing.assert_allclose(sure[1], sure[2], atol=1e-6)
     optimal, over_actions, action_free = slippery
     assert (over_actions < optimal)[4:].all() and (action_free > optimal)[4:].all()
@@ -243,7 +244,7 @@ def test_a_run_is_compared_with_the_exact_value(tmp_path, monkeypatch, capsys):
     problem, agent = SimpleNamespace(env=env, data=data, config=config), {"params": {"value": {}}}
     truth, figures = exact.exact_value(config, env, data), []
     monkeypatch.setattr(exact, "load_run", lambda program, folder: (problem, agent))
-    monkeypatch.setattr(hiql, "mean_value", lambda params, s, g, config: truth[
+    monkeypatch.setattr(hiql, "value_map", lambda params, s, g, config: truth[
         env.number(s), env.number(g)])
     save = plots.save_figure
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: (

@@ -16,7 +16,8 @@ import pytest
 
 from lab import experiments
 from support.files import read_json, read_rows, write_json, write_rows
-from support.run import HERE, parser
+from support.flags import parser
+from support.run import HERE
 
 # ------------------------------------------------------------------------- experiments.ini
 

@@ -17,6 +17,7 @@ import envs
 import hiql
 from lab import baselines, ogbench
 from nets import length_normalize, mlp, tree_map
+from support import datasets
 from support.files import read_json
 from support.run import HERE, generators, main
 
@@ -179,7 +180,7 @@ def test_published_data_sets_are_made_once(tmp_path, monkeypatch, capsys):
     first = env.dataset()
     assert os.listdir("datasets") == [f"{name}.npz"]
     assert "50 x 201 rows" in capsys.readouterr().out
-    envs.check_dataset(first, env)
+    datasets.check_dataset(first, env)
     again = env.dataset(np.random.default_rng(1))           # the same for every seed
     assert capsys.readouterr().out == "" and (again.observations == first.observations).all()
     jumps = np.abs(np.diff(first.observations, axis=0)).max(1)[first.valid] > 1
@@ -211,14 +212,14 @@ def test_a_run_on_ogbench_makes_its_data(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert not run("--eval", "b")
     for key in ("observations", "actions"):             # another file in its place
-        data = envs.load_dataset(f"elsewhere/{name}.npz")
+        data = datasets.load_dataset(f"elsewhere/{name}.npz")
         kept = getattr(data, key)[0].copy()
         getattr(data, key)[0] += 0.01
-        envs.save_dataset(f"elsewhere/{name}.npz", data)
+        datasets.save_dataset(f"elsewhere/{name}.npz", data)
         assert run("--eval", "b") == 2
         assert "are not those of the run" in capsys.readouterr().err
         getattr(data, key)[0] = kept
-        envs.save_dataset(f"elsewhere/{name}.npz", data)
+        datasets.save_dataset(f"elsewhere/{name}.npz", data)
     again = read_json("b/summary.json")
     assert {k: x for k, x in again.items() if k not in ("train_seconds", "peak_mb")} == {
         k: x for k, x in summary.items() if k not in ("train_seconds", "peak_mb")}
@@ -246,7 +247,7 @@ def test_own_data_agree_with_the_generator_of_ogbench():
         return np.sqrt((step ** 2).sum(-1)).mean(), turn, touched, cells / cells.sum()
 
     own = envs.collect(env, np.random.default_rng(0), **env.recipe)
-    given = envs.load_dataset(path)
+    given = datasets.load_dataset(path)
     s, a, s1 = (x[i] for x, i in ((given.observations, given.valid), (given.actions, given.valid),
                                   (given.observations, given.valid + 1)))
     touched = np.abs(s + 0.2 * a - s1).max(-1) > 1e-4
@@ -403,4 +404,4 @@ def test_networks_see_radial_basis_functions_in_training_and_in_acting():
     close(hiql.hierarchical_actor(params, c, None)(s, g, 0), np.clip(mean, -1, 1))
     s, g = batch["observations"], batch["value_goals"]
     v = hiql.value(params["value"], s, hiql.phi(params, s, g, c)[0])[0].mean(0)
-    close(hiql.mean_value(params, plain["observations"], plain["value_goals"], c), v)
+    close(hiql.value_map(params, plain["observations"], plain["value_goals"], c), v)

@@ -12,7 +12,8 @@ import pytest
 from lab import tables
 from lab.experiments import read_experiments
 from support.files import write_rows
-from support.run import HERE, seed_range
+from support.flags import seed_range
+from support.run import HERE
 
 
 def documents():

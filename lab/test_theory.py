@@ -189,7 +189,7 @@ def test_signs_of_a_run_are_drawn(tmp_path, monkeypatch, capsys):
                               config=SimpleNamespace(subgoal_steps=4, seed=0))
     agent, lines = {"params": {"value": -1}}, []
     monkeypatch.setattr(theory, "load_run", lambda program, folder: (problem, agent))
-    monkeypatch.setattr(theory.hiql, "mean_value", lambda params, s, g, config:
+    monkeypatch.setattr(theory.hiql, "value_map", lambda params, s, g, config:
                         params["value"] * env.path_length(s, g))
     save = plots.save_figure
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: (

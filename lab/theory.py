@@ -31,7 +31,8 @@ import envs
 import hiql
 from support import plots
 from support.files import write_json
-from support.run import Parser, exit_with_error, load_run, require_free_folder
+from support.flags import Parser, exit_with_error
+from support.run import load_run, require_free_folder
 
 # ------------------------------------------------------------------------- Proposition 4.1
 
@@ -316,7 +317,7 @@ def show_signal(folder):
     if "value" not in params:
         raise ValueError(f"{folder} holds an agent without the value of HIQL")
     length, shares = right_signs(
-        problem.env, problem.data, lambda s, g: hiql.mean_value(params, s, g, config),
+        problem.env, problem.data, lambda s, g: hiql.value_map(params, s, g, config),
         config.subgoal_steps, np.random.default_rng(config.seed))
     path = os.path.join(folder, "signal.png")
     draw_signal(path, length, shares, config.subgoal_steps)

@@ -19,7 +19,7 @@ import numpy as np
 
 import envs
 from nets import adam_init
-from support import plots
+from support import datasets, plots
 from support.run import Run, generators, minutes, same_shapes
 
 
@@ -31,8 +31,8 @@ def prepare(config, checkpoint=None, **parts):
     """
     env = envs.make(config.env)
     rngs = generators(config.seed, "data", "hide", "init", "flat", "batch")
-    data = envs.load_dataset(config.dataset) if config.dataset else env.dataset(rngs["data"])
-    envs.check_dataset(data, env)
+    data = datasets.load_dataset(config.dataset) if config.dataset else env.dataset(rngs["data"])
+    datasets.check_dataset(data, env)
     if config.subgoal_steps >= data.lengths.max() - 1:
         raise ValueError(f"--subgoal-steps {config.subgoal_steps} must be below the "
                          f"{data.lengths.max() - 1} transitions of the longest trajectory")

@@ -31,6 +31,8 @@ def prepare(config, checkpoint=None, env=None, **parts):
     ValueError: a checkpoint (a saved agent) that does not fit.
     """
     env = env or envs.make_task(config.env)
+    if not env.action_size:
+        raise ValueError(f"{name_of(env)} has integer actions; online learning needs vectors")
     obs, _ = env.reset(seed=0)
     sizes = (*(obs[k].size for k in ("observation", "achieved_goal", "desired_goal")),
              env.action_size)
@@ -104,8 +106,8 @@ def estimate(problem):
     c = problem.config.subgoal_interval
     if not isinstance(problem.env, envs.GoalEnv):
         return ""
-    config = dataclasses.replace(problem.config, warmup=c, pretrain=0, steps=6 * c,
-                                 capacity=100 * c, goal_range=1.0)
+    config = dataclasses.replace(problem.config, warmup=c, pretrain=0, steps=6 * c, actor_lr=1e-6,
+                                 critic_lr=1e-6, capacity=100 * c, goal_range=1.0)
     trial = SimpleNamespace(**{**vars(problem), "config": config})
     rngs, times = generators(0, *NAMES), []
     agent = problem.init_agent(trial, rngs)

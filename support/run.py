@@ -14,9 +14,7 @@ and calls `main(sys.modules[__name__])`. It then has
     --eval DIR               evaluate the checkpoint of a run
 """
 
-import argparse
 import dataclasses
-import difflib
 import json
 import os
 import platform
@@ -34,110 +32,20 @@ import numpy as np
 import scipy
 
 from nets import flatten, unflatten
-from support.files import (load_tree, read_json, read_rows, save_tree, write_json, write_rows)
+from support.files import load_tree, read_json, read_rows, save_tree, write_json, write_rows
+from support.flags import exit_with_error, flag_of, parser, seed_range, text_of
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))          # the top folder
-
-# ----------------------------------------------------------------------------- flags
-
-
-def option(default, help, choices=None):
-    """A field of a config dataclass and its flag: meaning and source for --help."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
-
-
-def sizes(text):
-    """"128,128" -> (128, 128)."""
-    return tuple(int(x) for x in text.split(","))
-
-
-def seed_range(text):
-    """"3" -> [3]; "0-4" -> [0, 1, 2, 3, 4]; "1,5" -> [1, 5]."""
-    seeds = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            seeds += range(int(first), int(last or first) + 1)
-    except ValueError:
-        seeds = []
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds are A-B or A,B,C, not {text!r}")
-    return seeds
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line and name the flag that was perhaps meant."""
-
-    def error(self, message):
-        for word in message.replace("unrecognized arguments:", "").split():
-            known = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(word.split("=")[0], known, 1)
-            if "unrecognized" in message and word.startswith("-") and near:
-                message += f" (did you mean {near[0]}?)"
-                break
-        exit_with_error(message, self.prog)
-
-
-def require(config, test, what, *names):
-    """ValueError unless test(value) of each named field of config; what: "positive", ..."""
-    for name in names:
-        if not test(getattr(config, name)):
-            raise ValueError(f"{flag_of(name)} must be {what}, not {getattr(config, name)}")
-
-
-def exit_with_error(message, prog=None):
-    """Print one line on what was wrong; exit with code 2."""
-    prog = prog or os.path.basename(sys.argv[0])
-    print(f"{prog}: error: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(2)
-
-
-def flag_of(name):
-    """"eval_interval" -> "--eval-interval"."""
-    return "--" + name.replace("_", "-")
-
-
-def parser(config_class, description, prog=None):
-    """Flags from the fields of a config dataclass; a flag that is not given is not in the result."""
-    p = Parser(prog=prog or os.path.basename(sys.argv[0]), usage="%(prog)s [flags]",
-               description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
-    group = p.add_argument_group("this run")
-    group.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/...)")
-    group.add_argument("--quick", action="store_true", help="the whole path in seconds, pictures "
-                       "included; success is not promised")
-    group.add_argument("--seeds", metavar="A-B", help="several seeds, each a process of its own")
-    group.add_argument("--jobs", type=int, metavar="N", help="processes at once (default 1)")
-    group.add_argument("--resume", metavar="DIR", help="go on with an interrupted run")
-    group.add_argument("--eval", metavar="DIR", help="evaluate the checkpoint of a run")
-    group = p.add_argument_group("the algorithm and its task (environments change some defaults; "
-                                 "config.json has what a run used)")
-    for field in dataclasses.fields(config_class):
-        kind, flag = type(field.default), flag_of(field.name)
-        text = f"{field.metadata['help']} (default {_text(field.default)})".replace("%", "%%")
-        if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-        else:
-            group.add_argument(flag, help=text, choices=field.metadata["choices"],
-                               metavar=None if field.metadata["choices"] else kind.__name__.upper()
-                               if kind is not tuple else "N,N,...",
-                               type=sizes if kind is tuple else kind)
-    return p
-
-
-def _text(value):
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value) or "none"
-
 
 # ----------------------------------------------------------------------------- the program
 
 
 def main(program):
     """Run the program of a module (see the top of this file) with the flags in sys.argv."""
-    path = os.path.relpath(program.__file__, HERE)
+    path = os.path.relpath(os.path.realpath(program.__file__), os.path.realpath(HERE))
     command = path if os.sep not in path else "-m " + path[:-3].replace(os.sep, ".")
     p = parser(program.Config, program.__doc__.split("\n\n")[0] +
-               "\n\nTags such as [D3] are explained at the top of the module's file.",
+               "\n\nTags: [D1] ... at the top of hiql.py, [E1] ... of hiro.py, or in lab/.",
                os.path.basename(path))
     given = vars(p.parse_args())
     folder, seeds = given.pop("out", None), given.pop("seeds", None)
@@ -158,13 +66,15 @@ def main(program):
         if resume and os.path.exists(os.path.join(resume, "summary.json")):
             return print(f"{resume} is finished; its summary.json stays as it is")
         run = Run(resume or folder or free_folder(problem.config), problem.config, agent,
-                  program.COUNTER)
+                  program.COUNTER, command)
     except (ValueError, OSError) as e:
         exit_with_error(e, p.prog)
     try:
         program.train(problem, run)
     except FloatingPointError as e:
-        print(f"\n{p.prog}: stopped: {e}; the last checkpoint is in {run.folder}", file=sys.stderr)
+        saved = os.path.exists(run.path("checkpoint.npz"))
+        print(f"\n{p.prog}: stopped: {e}; " + (f"the last checkpoint is in {run.folder}" if saved
+              else "there is no checkpoint yet"), file=sys.stderr)
         sys.exit(1)
     except Interrupted:
         print(f"\ninterrupted; go on with: python {command} --resume {run.folder}")
@@ -214,7 +124,7 @@ def _run_seeds(program, command, given, seeds, folder, jobs):
     for name, value in given.items():
         flag = flag_of(name)
         words += [flag] if value is True else [f"--no-{flag[2:]}"] if value is False \
-            else [f"{flag}={_text(value) if isinstance(value, tuple) else value}"]
+            else [f"{flag}={text_of(value) if isinstance(value, tuple) else value}"]
     command = [os.path.join(HERE, command[0])] if len(command) == 1 else command
     runs = {str(s): (command, [*words, f"--seed={s}"], os.path.join(folder, f"seed{s}"))
             for s in seeds}
@@ -285,10 +195,11 @@ class Interrupted(Exception):
 class Run:
     """The folder of one run: configuration, logs, checkpoint, summary, and the progress line."""
 
-    def __init__(self, folder, config, checkpoint=None, counter="update"):
+    def __init__(self, folder, config, checkpoint=None, counter="update", program=""):
         """checkpoint: the tree of arrays to go on from, else None for a new folder.
 
         folder None: nothing is written. counter: what the run counts, updates or steps.
+        program: what follows `python` on its command line.
         """
         self.folder, self.checkpoint, self.config = folder, checkpoint, config
         self.counter = counter
@@ -297,7 +208,8 @@ class Run:
             require_free_folder(folder)
             os.makedirs(folder, exist_ok=True)
             write_json(self.path("config.json"), {
-                "config": dataclasses.asdict(config), "argv": sys.argv[1:], "versions": {
+                "program": program, "config": dataclasses.asdict(config), "argv": sys.argv[1:],
+                "versions": {
                     "python": platform.python_version(), "numpy": np.__version__,
                     "scipy": scipy.__version__, "machine": platform.machine()}})
         self.logs = {name: [] for name in ("train", "eval")}
@@ -305,7 +217,8 @@ class Run:
             if checkpoint and os.path.exists(self.path(f"{name}.csv")):
                 rows += [row for row in read_rows(self.path(f"{name}.csv"))
                          if int(row[counter]) <= int(checkpoint[counter])]
-        self.stopped, self.start, self.shown = False, time.perf_counter(), 0.0
+        self.stopped, self.start = False, time.perf_counter()
+        self.shown = self.start
         self.first = int(checkpoint[counter]) if checkpoint else 0
         if folder:                                      # without one, Ctrl-C has nothing to save
             signal.signal(signal.SIGINT, self._interrupt)
@@ -394,7 +307,7 @@ class Run:
             raise Interrupted
 
     def restore(self, agent, generators):
-        """Set an agent and generators {name: rng} to the state of the checkpoint, if there is one."""
+        """Set an agent and generators {name: rng} to the checkpoint, if there is one."""
         if self.checkpoint:
             agent.update({name: x for name, x in self.checkpoint.items()
                           if name not in ("rng", "seconds")})

@@ -28,7 +28,8 @@ from nets import flatten
 from support import offline, online
 from support.files import (load_tree, read_json, read_rows, save_tree, write_json, write_rows,
                            write_text)
-from support.run import HERE, Run, generators, main, parser, run_processes, same_shapes
+from support.flags import parser
+from support.run import HERE, Run, generators, main, run_processes, same_shapes
 
 TINY = ("--quick", "--steps", 20, "--eval-interval", 10, "--eval-episodes", 1, "--env",
         "grid-fourrooms")
