@@ -1,7 +1,8 @@
 """HIQL: hierarchical implicit Q-learning, offline and goal-conditioned. NumPy only.
 
 Park, Ghosh, Eysenbach, Levine 2023, arXiv 2307.11949. From a data set without rewards learn
-  V(s, phi([s; g]))   the value: how far the goal is; without actions, by expectile regression
+  V(s, phi([s; g]))   the value: minus the discounted number of steps to the goal; without
+                      actions, by expectile regression
   pi_h(z | s, g)      the high-level policy: the representation z = phi([s; w]) of the state w
                       that lies k steps ahead (others call this policy the manager)
   pi_l(a | s, z)      the low-level policy: the action that leads there (the worker)
@@ -11,10 +12,23 @@ Both policies learn by advantage-weighted regression (AWR) from that one value.
                               checkpoint, summary and pictures in runs/
     python hiql.py --help     every flag with its meaning and its published value
 
+In order, by support/run.py and support/offline.py: `resolve` makes the config from the flags,
+`prepare` makes the maze and collects its data, `init_params` makes the networks, `learn` trains
+them (every eval_interval updates it is interrupted to evaluate the actors and to save a
+checkpoint), at the end `draw` makes the pictures and the summary is printed. One update of `learn`:
+a batch, all losses with their gradients, target EMA, Adam.
+
+Gradients: `value_loss` changes the value heads and phi, at the current state alone; each policy's
+loss changes that policy alone. All else is constant: the target network, phi anywhere else, the
+advantages and weights. In the code a constant is `stop_gradient(x)`, or stands where no derivative
+is taken; tests hold the former against the complex step.
+
 Symbols inside the losses: s, s1 state and next state, g goal, w state k steps ahead (subgoal),
 a action, r reward in {-1, 0}, m mask, z representation, v value, t value by the target network,
-adv advantage A. Shapes: batch B, state S = goal, representation R, two value heads: v (2, B).
-The paper's text was not at hand: equation numbers are as remembered, only Eq. (4) is confirmed.
+adv advantage A. Shapes: batch B, states and goals S (as encoded), representation R (S without
+phi), actions (B, A) or on grids (B,) integers, two value heads: v (2, B).
+The paper's text was not at hand: what it says is known from code and papers about it, equation
+numbers are as remembered, and only Eq. (4) is confirmed.
 
 Deviations: where the paper, its authors' code (seohongpark/HIQL) and OGBench's code
 (seohongpark/ogbench, impls/agents/hiql.py) differ, what is done here, and why. "Both codes" are
@@ -27,12 +41,12 @@ the latter two. D13 stands in lab/baselines.py, D15 to D17 in lab/ogbench.py.
  D3  The target network is the EMA of the value heads alone, of their parameters before the step.
      phi is one current network, shared by all, and learns from the value loss alone (both codes):
      the policies shall not change the representation that the value relies on.
- D4  A = V(w, g) - V(s, g) and V(s', w) - V(s, w), mean of the learned heads (both codes; the
-     paper too, as others report it): the n-step advantage with rewards and discount left out,
-     which are nearly the same for all actions.
- D5  A goal is reached in the row of the data that it was taken from ("index", both codes), not
-     in every equal state (`--goal-reached-by state`): continuous states are never equal. There
-     reward and mask are 0, so that goals absorb.
+ D4  A = V(w, g) - V(s, g) and V(s', w) - V(s, w), mean of the learned heads (both codes;
+     reportedly the paper too): the n-step advantage without its reward and discount terms, which
+     hardly depend on the action.
+ D5  A goal counts as reached in the very row of the data that it was taken from ("index", both
+     codes), not in every equal state (`--goal-reached-by state`): continuous states are never
+     equal. In a row that reaches its goal r = m = 0, so that goals absorb; else r = -1, m = 1.
  D6  A trajectory's very last row has no transition and is never a goal (OGBench; the authors'
      code allows it). Subgoals are exactly k steps ahead, cut at the goal or at the last
      transition. Policy goals come from the trajectory's future (OGBench on navigate data; the
@@ -40,26 +54,27 @@ the latter two. D13 stands in lab/baselines.py, D15 to D17 in lab/ogbench.py.
  D7  Policies are Gaussians of std 1 (OGBench) or of one learned std (authors' code:
      `--no-const-std`, without its bounds on log std), with GELU and without LayerNorm (OGBench;
      authors' code: ReLU). Value and phi: Dense, GELU, LayerNorm (both codes).
- D8  phi([s; g]) of length sqrt(R), without epsilon (both codes, the paper's experiments), since
-     it does better there than phi(g) of the paper's text (`--rep-type phi_g`). `none` is the
-     authors' variant without phi: the high-level policy predicts the difference w - s.
+ D8  phi([s; g]) of length sqrt(R), without epsilon (both codes). The paper's text has phi(g)
+     (`--rep-type phi_g`), which did worse in its experiments. `none` is the authors' variant
+     without phi: the high-level policy predicts the difference w - s.
  D9  All networks learn in one step (both codes), which is simpler; the paper trains the value
      first and then the policies (`--policy-steps`).
  D10 Acting: the high-level policy is asked at every step (both codes) or every few
      (`--subgoal-interval`; the paper: every k). Its mean is scaled to length sqrt(R), the length
-     of its targets. Actions are the mean, clipped. Discrete actions are drawn at `--temperature`,
-     because the likeliest one may push against a wall for ever.
+     of its targets. Actions are the mean, clipped. Discrete actions are drawn at `--temperature`
+     (2 on grids), because the likeliest one, at 0, may push against a wall for ever.
  D11 AWR weights min(exp(alpha A), 100) as both codes. The exponent is clipped instead of the
      weight, since exp overflows float32.
  D12 Sizes and rates of the default run are tuned for minutes instead of days. Published
      (OGBench): 512x3 units, batches of 1024, 10^6 updates, Adam 3e-4, tau 0.005, inverse
      temperatures 3, discount 0.99, k 25. Here: 128x3, 256, 5,000, Adam 2e-3 that falls linearly
      to 0 over the second half (of each phase [D9]), tau 0.1, inverse temperatures 10; discount
-     0.98 and k 8, as the default maze's robot is four times as fast as OGBench's.
-     `--preset paper` takes the published rates, temperatures and initialisation, not the sizes.
- D14 First layers start with weights 8 / (side of a cell) times Glorot's and with units that bend
-     at data points (`init_net`): from Glorot's smooth start (both codes; `--first-layer-init
-     glorot`) a few thousand updates leave the value smooth across walls.
+     0.98 and k 8, tuned for a robot four times as fast as OGBench's. `--preset paper` takes the
+     published rates, inverse temperatures and initialisation, not sizes, discount and k.
+ D14 First layers start with weights 8 / (side of a cell) times Glorot's, and each unit's input to
+     its activation is 0 at a random state of the data (`init_net`). From Glorot's weights and
+     biases 0 (both codes; `--first-layer-init glorot`) a few thousand updates leave the value
+     smooth across walls. Last layers of policies start at 0.1 times Glorot's (both codes).
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -78,7 +93,7 @@ from support import offline, plots
 from support.flags import NOT_NEGATIVE, POSITIVE, SIZES, check_ranges, option
 from support.run import load_run, main
 
-COUNTER = "update"
+COUNTER = "update"                      # what support/run.py counts
 
 
 @dataclass
@@ -87,7 +102,7 @@ class Config:
 
     env: str = option("point-medium", "environment", tuple(envs.ENVIRONMENTS))
     preset: str = option("fast", "fast: tuned here; paper: the published learning rate, tau, "
-                         "temperatures and initialisation [D12]", ("fast", "paper"))
+                         "inverse temperatures and initialisation [D12]", ("fast", "paper"))
     dataset: str = option("", "npz file in OGBench's layout; without it the data is collected")
     seed: int = option(0, "seed of everything random, the collected data included; OGBench's "
                        "mazes have one data set for all seeds", NOT_NEGATIVE)
@@ -100,7 +115,8 @@ class Config:
     lr: float = option(2e-3, "Adam's learning rate (published: 3e-4)", POSITIVE)
     lr_decay: bool = option(True, "learning rate falls linearly to 0 over the second half [D12]")
     discount: float = option(0.98, "discount gamma (published: 0.99)", "in (0, 1)")
-    expectile: float = option(0.7, "expectile tau of Eq. (4) (published: 0.7)", "in (0, 1)")
+    expectile: float = option(0.7, "expectile of Eq. (4), the paper's tau (published: 0.7)",
+                              "in (0, 1)")
     tau: float = option(0.1, "EMA rate of the target network (published: 0.005)", "in (0, 1)")
     subgoal_steps: int = option(8, "k: a subgoal is the state so many steps ahead (published: 25)",
                                 POSITIVE)
@@ -116,9 +132,10 @@ class Config:
     const_std: bool = option(True, "Gaussian policies have std 1, else a learned one [D7]")
     encoding: str = option("position", "what networks see of a state: its position; on point "
                            "mazes also rbf, direction or rbf+direction (lab/ogbench.py [D15])")
-    temperature: float = option(0.0, "of discrete actions drawn when acting; 0: the likeliest",
+    temperature: float = option(0.0, "of the softmax that discrete actions are drawn from; 0: the "
+                                "likeliest action",
                                 NOT_NEGATIVE)
-    subgoal_interval: int = option(1, "the high-level policy is asked every so many steps [D10]",
+    subgoal_interval: int = option(1, "steps from one subgoal to the next when acting [D10]",
                                    POSITIVE)
     action_free: float = option(0.0, "fraction of trajectories whose actions are hidden; value "
                                 "and high-level policy use them all the same", "in [0, 1]")
@@ -126,8 +143,8 @@ class Config:
                                     "(published: 0.2)", "in [0, 1]")
     value_p_trajgoal: float = option(0.5, "value goals: fraction from the trajectory's geometric "
                                      "future (published: 0.5); the rest is random", "in [0, 1]")
-    goal_discount: float = option(0.0, "discount of that geometric future; 0: the value's "
-                                  "(published)", "in [0, 1)")
+    goal_discount: float = option(0.0, "discount of the trajectory goals' geometric future; "
+                                  "0: the value's (published)", "in [0, 1)")
     actor_p_randomgoal: float = option(0.0, "policy goals: fraction of random ones (published: 0, "
                                        "stitch data 0.5; authors' code: 0.3) [D6]", "in [0, 1]")
     first_layer_init: str = option("data", "first layers: weights and biases such that units "
@@ -156,9 +173,10 @@ QUICK = dict(steps=300, batch_size=128, hidden_dims=(64, 64), eval_interval=150,
 
 
 def resolve(given, config_class=Config, changes=None):
-    """A whole Config: defaults, what environment and preset change, then the flags given.
+    """A whole Config: defaults, changed by environment, preset, `changes`, --quick, flags given.
 
-    changes: what an agent of lab/baselines.py changes. ValueError: a value out of its range.
+    changes: those of an agent of lab/baselines.py. ValueError: a value out of its range, or values
+    that do not go together.
     """
     given = dict(given)
     env, preset = given.get("env", Config.env), given.get("preset", Config.preset)
@@ -166,9 +184,9 @@ def resolve(given, config_class=Config, changes=None):
               **(changes or {})}
     if given.pop("quick", False):
         values.update(QUICK)
-        values["policy_steps"] = values.get("policy_steps") and values["steps"] or 0
+        values["policy_steps"] = values["steps"] if values.get("policy_steps") else 0
     if given.get("rep_type", values.get("rep_type")) == "none":
-        values.pop("encoding", None)                    # states must be subtracted there
+        values.pop("encoding", None)                    # the subgoal is w - s, of positions
     c = config_class(**{**values, **given})
     check_ranges(c)
     if c.value_p_curgoal + c.value_p_trajgoal > 1 + 1e-6:
@@ -190,15 +208,18 @@ def sample(data, rng, config):
 
     Row i of the data is drawn uniformly among those that have a transition; last_transition is
     the last such row of its trajectory, k is subgoal_steps.
-    value_goals         row i itself with value_p_curgoal; row min(i + G, last_transition) with
-                        value_p_trajgoal, G ~ Geometric(1 - discount); else any row
+    value_goals         row i itself with probability value_p_curgoal (0.2); row
+                        min(i + G, last_transition) with value_p_trajgoal (0.5), where
+                        G ~ Geometric(1 - discount), or goal_discount; else any row (0.3)
+    rewards, masks      r = m = 0 where row i reaches its value goal, else r = -1, m = 1
     high_actor_goals    row round(u min(i + 1, last) + (1 - u) last), last = last_transition,
                         u ~ U(0, 1): the two ends have half the weight of a row between them; or
                         with actor_p_randomgoal any row
-    high_actor_targets  the state min(i + k, goal), cut at last_transition if the goal is random
-    low_actor_goals     the state min(i + k, last_transition)
-    "Any row" is one with a transition. Where some actions are hidden, the low-level policy's
-    rows (low_actor_observations, actions, ...) are drawn among the others.
+    high_actor_targets  row min(i + k, goal); if the goal is random, min(i + k, last_transition)
+    low_actor_goals     row min(i + k, last_transition)
+    flat_actor_goals    as high_actor_goals
+    "Any row" is one with a transition. Where some actions are hidden, the low-level and the flat
+    policy's rows (low_actor_observations, actions, ...) are drawn among those that are shown.
     """
     obs, valid, k = data.observations, data.valid, config.subgoal_steps
     n = config.batch_size
@@ -254,7 +275,10 @@ def concat(*arrays):
 
 
 def phi(params, s, g, config):
-    """Representation z (B, R) of g as seen from s, of length sqrt(R) [D8]; back(dz) -> grads."""
+    """Representation z (B, R) of g as seen from s, of length sqrt(R); back(dz) -> grads.
+
+    With rep_type "none" g itself [D8].
+    """
     if config.rep_type == "none":
         return g, lambda dz: {}
     h, back_mlp = mlp(params["phi"], config.encode.pair(s, g) if config.rep_type == "phi_sg" else g)
@@ -281,12 +305,14 @@ def mean_value(params, s, g, config):
 
 
 def init_net(rng, config, env, data, inputs, n_out, **kind):
-    """Parameters of an `mlp` of these inputs: letters s, g, z, a, and d for what the encoding
-    adds to a pair; kind: of `nets.init_mlp`.
+    """Parameters of an `mlp`; kind: of `nets.init_mlp`.
 
-    First layer [D14]: weights 8 / (side of a cell) times Glorot's; biases b = -x0 W, where x0
-    holds a random state of the data for each state and 0 for the rest, a draw for each unit. The
-    units bend inside the maze and about as sharply as its corridors do.
+    inputs: a letter for each input: s, g states, z a representation, a an action, d what the
+    encoding adds to a pair of states.
+    First layer [D14]: weights 8 / (side of a cell) times Glorot's; the bias of unit h is
+    -x0_h . W[:, h], where x0_h holds a random state of the data for each state (z is one without
+    phi) and 0 for the rest. So each unit bends inside the maze, and about as sharply as its
+    corridors do.
     """
     state = config.encode(data.observations[:1]).shape[-1]
     rep = state if config.rep_type == "none" else config.rep_dim
@@ -304,18 +330,18 @@ def init_net(rng, config, env, data, inputs, n_out, **kind):
 
 
 def init_policy(rng, config, env, data, inputs, n_out, gaussian=True):
-    """Parameters of a policy; its last layer starts at 0.1 times Glorot's (both codes) [D7]."""
+    """Parameters of a policy [D7]; its last layer starts at 0.1 times Glorot's [D14]."""
     p = init_net(rng, config, env, data, inputs, n_out, last_scale=0.1)
     if gaussian and not config.const_std:
         p["std"] = {"log_std": np.zeros(n_out, np.float32)}
     return p
 
 
-def init_value(config, env, data, rng):
+def init_value(rng, config, env, data):
     """Parameters of phi, of the two value heads, and of their target [D3]."""
-    params, rep = {}, "sgd" if config.rep_type == "phi_sg" else "g"
+    params, seen = {}, "sgd" if config.rep_type == "phi_sg" else "g"
     if config.rep_type != "none":
-        params["phi"] = init_net(rng, config, env, data, rep, config.rep_dim, norm=True)
+        params["phi"] = init_net(rng, config, env, data, seen, config.rep_dim, norm=True)
     params["value"] = init_net(rng, config, env, data, "sz", 1, norm=True, ensemble=2)
     params["target"] = {"value": tree_map(np.copy, params["value"])}
     return params
@@ -323,13 +349,15 @@ def init_value(config, env, data, rng):
 
 def init_params(config, env, data, rngs):
     """Parameters of all networks, float32; rngs: generators "init" and "flat"."""
-    make, rng = (config, env, data), rngs["init"]
-    params = init_value(*make, rng)
-    z = data.observations.shape[-1] if config.rep_type == "none" else config.rep_dim
-    params["high"] = init_policy(rng, *make, "sgd", z)
-    params["low"] = init_policy(rng, *make, "sz", env.action_dim, not env.discrete)
+    setting, rng = (config, env, data), rngs["init"]
+    rep, gaussian = config.rep_dim, not env.discrete
+    if config.rep_type == "none":
+        rep = data.observations.shape[-1]
+    params = init_value(rng, *setting)
+    params["high"] = init_policy(rng, *setting, "sgd", rep)
+    params["low"] = init_policy(rng, *setting, "sz", env.action_dim, gaussian)
     if config.train_flat:
-        params["flat"] = init_policy(rngs["flat"], *make, "sgd", env.action_dim, not env.discrete)
+        params["flat"] = init_policy(rngs["flat"], *setting, "sgd", env.action_dim, gaussian)
     return params
 
 
@@ -337,7 +365,7 @@ def init_params(config, env, data, rngs):
 
 
 def expectile_weight(expectile, adv):
-    """|tau - 1(A < 0)|, the weight of the squared error in an expectile regression; (B,)."""
+    """|expectile - 1(A < 0)|, the weight of the squared error in expectile regression; (B,)."""
     return np.where(adv.real >= 0, expectile, 1 - expectile).astype(adv.real.dtype)
 
 
@@ -349,8 +377,8 @@ def awr_weight(alpha, adv):
 def awr(name, p, x, target, weight):
     """L = -mean(weight log pi(target | x)), pi the policy `name` -> loss, grads, info.
 
-    pi: Gaussian with mean mlp(x) and std 1 or learned [D7]; categorical if target is integers.
-    Constants: x, target, weight (B,).
+    pi: Gaussian with mean mlp(x) and std 1 or learned [D7], or categorical if target is integers.
+    x (B, .); target (B, .), or (B,) integers; weight (B,). Constants: all three.
     """
     output, back_mlp = mlp(p, x)
     log_density = categorical_log_prob if target.dtype.kind == "i" else gaussian_log_prob
@@ -365,7 +393,8 @@ def value_loss(params, batch, config):
     """Expectile regression of the action-free value, Eq. (4) [D1][D2][D3].
 
     q_j = r + gamma m T_j(s', phi),  A = r + gamma m min_j T_j(s', phi) - mean_j T_j(s, phi)
-    L_V = sum_j mean( |tau - 1(A < 0)| (q_j - V_j(s, phi))^2 ),  phi = phi([s; g]) or phi([s'; g])
+    L_V = sum_j mean( |expectile - 1(A < 0)| (q_j - V_j(s, phi))^2 )
+    phi = phi([s; g]), at s' phi([s'; g]). -> loss, grads, info, as all losses here.
     s, s', g (B,S); r in {-1, 0} and m = -r (B,). T: target network.
     Constants: T, phi at s', phi as T sees it, hence q and the weight. Learned: V and phi at s.
     """
@@ -437,10 +466,12 @@ LOSSES = {"value": value_loss, "high": high_loss, "low": low_loss}
 
 
 def learn(problem, agent, rng):
-    """HIQL: sample, losses, target EMA, Adam. Yields ({loss: value}, True) after each update.
+    """HIQL: sample, losses, target EMA, Adam. Yields {loss: value} after each update, and True:
+    the run may stop there.
 
-    agent: {params, optimiser, update}, changed in place. All gradients come before any change;
-    the target follows the parameters before the step [D3]. A phase [D9] has its own Adam.
+    agent: {params, optimiser, update}, changed in place. All gradients come before any change; the
+    target, of the value heads alone, follows their values before the step [D3]. A phase [D9] has
+    its own Adam.
     """
     config, params = problem.config, agent["params"]
     for u in range(int(agent["update"]), config.steps + config.policy_steps):
@@ -465,7 +496,8 @@ def schedule(losses, config, u):
     if config.policy_steps:
         losses = {name: f for name, f in losses.items() if (name == "value") == (u < steps)}
         at, steps = (u, steps) if u < steps else (u - steps, config.policy_steps)
-    return losses, config.lr * min(1, 2 * (1 - at / steps)) if config.lr_decay else config.lr
+    decay = min(1, 2 * (1 - at / steps)) if config.lr_decay else 1
+    return losses, config.lr * decay
 
 
 # ----------------------------------------------------------------------- acting and evaluation
@@ -479,7 +511,8 @@ def subgoal(params, s, g, config):
 
 
 def choose_action(output, config, rng):
-    """A policy's output (N, A) as actions: the mean, clipped; on grids drawn [D10]."""
+    """A policy's output (N, A) as actions: the mean, clipped; on grids (N,) integers, drawn at the
+    temperature [D10]."""
     if config.discrete:                                 # Gumbel noise draws by softmax(out / T)
         return (output + config.temperature * rng.gumbel(size=output.shape)).argmax(-1)
     return np.clip(output, -1, 1)
@@ -571,4 +604,4 @@ def draw(problem, agent, run, shown):
 train, evaluate_checkpoint = offline.train, offline.evaluate_checkpoint
 
 if __name__ == "__main__":
-    main(sys.modules[__name__])
+    main(sys.modules[__name__])         # which takes the names above from this module

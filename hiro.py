@@ -1,35 +1,46 @@
 """HIRO: hierarchical reinforcement learning with off-policy correction, online. NumPy only.
 
 Nachum, Gu, Lee, Levine 2018, arXiv 1805.08296. Two policies, both TD3 (Fujimoto et al. 2018):
-  mu_hi(g | s, D)    the high-level policy (others: manager): every c steps a goal g, relative to
-                     the position in s
-  mu_lo(a | s, g)    the low-level policy (worker): rewarded for moving by g
-Old goals of the high-level policy are replaced, whenever they are sampled, by goals that explain
-what the low-level policy did (off-policy correction): today's would act otherwise on the old ones.
+  mu_hi(g | s, D)    the high-level policy, also called manager: every c steps a goal g, relative
+                     to the position in s
+  mu_lo(a | s, g)    the low-level policy, also called worker: rewarded for moving the position by g
+Off-policy correction: the low-level policy has changed since a window of c steps was stored. So
+whenever the window is sampled, its goal is replaced by the one under which today's low-level policy
+would most likely have taken the stored actions.
 
     python hiro.py            trains on HIRO's U-maze with a point mass, three to five minutes on
                               one core; leaves logs, checkpoint, summary and pictures in runs/
     python hiro.py --help     every flag with its meaning and its published value
 
-Symbols: s, s1 state and next state, position first; g, g1 relative goal before and after the
-step; D the task's goal; a action in [-1, 1]; r reward; m mask; q critics' values; mu policy; c
-steps between goals. In `critic_loss`, x is what a level sees: [s; g] or [s; D]. Shapes: batch B,
-state S, position P, action A, twin critics 2. Equation numbers are the paper's.
+In order, by support/run.py and support/online.py: `resolve` makes the config, `prepare` the task,
+`init_agent` both levels and the replay; `learn` trains them window by window: `explore_goal`,
+`explore_window`, `replay_add`, then for the low level `sample_steps` and `td3_update`, for the high
+level `sample_windows`, which relabels, and `td3_update`. Every eval_interval steps an episode's end
+is used to evaluate and to save; pictures and a summary come last.
 
-Deviations: where the paper, its authors' code (tensorflow/models, research/efficient-hrl), TD3's
-(sfujim/TD3) and the public ports hiro_pytorch (watakandai) and data-efficient-hrl
-(bhairavmehta95) differ, what is done here, and why. E17 stands in lab/tasks.py, E18 in lab/td3.py.
- E1  The low-level policy's next goal at a window's end is h(s, g, s') (paper), since its value is
-     that of one goal; the authors' code takes the next goal given (`--goal-at-window-end new`).
+Symbols: s, s1 state and next state, position first; g, g1 relative goal before and after the
+step; task or D the task's goal; a action in [-1, 1], of the high level g / goal_range; r reward; m
+mask, 0 after a true termination, else 1; q critics' values; mu policy; c steps between goals. In
+TD3's functions x, x1 are what a level sees, [s; g] or [s; D]. Shapes: batch B, agents N, state S,
+position P, task's goal D, action A, input of a network I, twin critics 2. Equation numbers are the
+paper's.
+
+Deviations: what is done here where the paper, its authors' code (tensorflow/models,
+research/efficient-hrl), TD3's (sfujim/TD3), the public ports hiro_pytorch (watakandai) and
+data-efficient-hrl (bhairavmehta95), and the successors HRAC and HIGL that build on the latter
+differ, and why. E17 stands in lab/tasks.py, E18 in lab/td3.py.
+ E1  The low level's next goal at a window's end is h(s, g, s') (paper), because its value is
+     defined for one goal, carried on by h; the authors' code takes the next goal that was given
+     (`--goal-at-window-end new`).
  E2  Windows hold s_t ... s_{t+c} inclusive, from the episode's first step (paper). The authors'
      code begins at step 1 and ends with stale entries; hiro_pytorch keeps s_{t+c-1}, so that its
      candidate is a step short; data-efficient-hrl applies h once too often.
  E3  Correction: all candidates are clipped (authors' code; hiro_pytorch not s_{t+c} - s_t), errors
-     of actions are in units of half the action range, the choice is made at each sampling and
-     never written back (both authors' code). Ties go to the original, the goal really given.
- E4  Target noise is in units of half the action range at both levels, and the noisy action is
-     clipped to that range (TD3, hiro_pytorch). The authors' code takes the same numbers at both
-     levels, where the ranges differ, and does not clip.
+     of actions are in units of half the action range. The choice is made at each sampling and
+     never written back to the replay (authors' code). Ties go to the original, the goal given.
+ E4  Target noise is in units of half the action range at both levels (high level: of the goal
+     range), and the noisy action is clipped to that range (TD3, hiro_pytorch). The authors' code
+     takes the same numbers at both levels, where the ranges differ, and does not clip.
  E5  Huber loss (authors' code) or half the squared error (paper): `--critic-loss`. Huber bounds the
      gradient of early, large errors.
  E6  Policy and targets move at every 2nd update of the critics (TD3, authors' code). Paper: targets
@@ -40,26 +51,29 @@ Deviations: where the paper, its authors' code (tensorflow/models, research/effi
      are; their hiro_orig shows zeros there (`--no-see-position`).
  E9  The low-level discount is 0.95, as in HRAC and HIGL (paper, authors' code: 0.99): a window has
      only c steps.
- E10 Exploration decides on this maze. The high-level noise has std 2 in units of the goals'
-     half-width before clipping, and correlates by 0.75 from goal to goal, so that it leaves the
-     dead end (paper, authors' code: std 1 of +-10, independent). In the warm-up one random action
-     is held for a window (authors' code: the untrained policy) and its goals are drawn afterwards.
-     Low-level noise of std 0.1 is added to all actions, the warm-up's too.
+ E10 Exploration, on which success depends on this maze. High level: noise of std 2 in units of
+     the goals' half-width, before clipping, correlated by 0.75 from goal to goal, so that it
+     leaves the dead end (paper, authors' code: std 1 of +-10, independent). Low level: noise of
+     std 0.1 in units of half the action range, at each step (published: 1.0). Warm-up: one uniform
+     action is held for a window, with the low level's noise (authors' code: the untrained policy);
+     goals of these windows are uniform and drawn when the warm-up ends.
  E11 Task rewards times 0.02 (paper, authors' code: 0.1), which keeps most errors in Huber's square.
- E12 The high-level policy learns 5 times for each of its goals (paper, authors' code: once), for
-     it sees a tenth of the samples. Updates come at a window's end, one low-level one per step.
- E13 Time limits are not terminations: the last window keeps its true length and bootstraps with
-     one high-level discount. A true termination ends the values of both levels. (Authors' code:
-     no terminations at all; the ports take a time limit for one.)
+ E12 All updates come at a window's end: one of the low level for each of its steps, then 5 of the
+     high level (paper, authors' code: 1), because it gets one sample for c steps.
+ E13 Time limits are not terminations: a window that one cuts keeps its true length, and both
+     levels bootstrap from its last state, the high level with one discount. A true termination
+     ends the values of both levels. (Authors' code: no terminations at all; the ports take a time
+     limit for one.)
  E14 Networks 64,64 (published: 300,300), Adam 3e-4 and 1e-3 (1e-4 and 1e-3) that falls linearly to
      0 over the last third; last layers of policies 0.1 times Glorot's (U(+-0.003)). The critic
-     sees the action at its first layer (TD3; authors' code: twice). Replay holds capacity / c
-     windows, from which both levels sample (200,000 transitions for each). Small for a laptop.
+     sees the action at its first layer (TD3; authors' code: there and at the next). One replay of
+     capacity / c windows, from which both levels sample (published: 200,000 transitions for each
+     level). Small for a laptop.
  E15 The U-maze's point slides along walls; in `--env point-umaze-undo` a move into a wall is not
      made, as for the authors' robot. The state is the position alone (authors' code: heading,
      velocity and time too). `success` is within 2.5 at any step, as in HIGL; `success_last_step`
      within 5 at the end, as the paper and its code.
- E16 `--relabel-low-goals` as the authors' relabel_contexts: each low-level goal is the way to
+ E16 `--relabel-low-goals` as the authors' relabel_contexts: each low-level goal is the move to
      another state of the batch plus noise, clipped here to the goal range. `--pretrain`: uniform
      goals (paper: Gaussian).
 """
@@ -79,7 +93,7 @@ from support import online
 from support.flags import NOT_NEGATIVE, POSITIVE, SIZES, check_ranges, option, require
 from support.run import load_run, main
 
-COUNTER = "step"
+COUNTER = "step"                        # what support/run.py counts: environment steps
 
 
 @dataclass
@@ -91,8 +105,9 @@ class Config:
     steps: int = option(60_000, "environment steps (published: 10 million)", POSITIVE)
     subgoal_interval: int = option(10, "c: steps between the high-level policy's goals (published: "
                                    "10)", POSITIVE)
-    goal_range: float = option(2.0, "half-width of relative goals; 0: the 95th percentile of moves "
-                               "in c steps of the warm-up (published: 10) [E7]", NOT_NEGATIVE)
+    goal_range: float = option(2.0, "half-width of relative goals on each axis; 0: the 95th "
+                               "percentile of the warm-up's moves in c steps (published: 10) [E7]",
+                               NOT_NEGATIVE)
     hidden_dims: tuple = option((64, 64), "hidden layers of every network (published: 300,300)",
                                 SIZES)
     batch_size: int = option(100, "batch size of both levels (published: 100)", POSITIVE)
@@ -116,7 +131,8 @@ class Config:
                                       "[E10]", "in [0, 1)")
     eval_noise: float = option(0.0, "noise of actions in evaluation, in the units of --low-noise",
                                NOT_NEGATIVE)
-    target_noise: float = option(0.2, "std of the noise on target actions (published: 0.2) [E4]",
+    target_noise: float = option(0.2, "std of the noise on target actions, in units of half the "
+                                 "action range (published: 0.2) [E4]",
                                  NOT_NEGATIVE)
     target_clip: float = option(0.5, "bound of that noise (published: 0.5)", NOT_NEGATIVE)
     reward_scale: float = option(0.02, "factor on the task's reward (published: 0.1) [E11]",
@@ -145,9 +161,9 @@ QUICK = dict(steps=2000, warmup=500, eval_interval=1000, eval_episodes=4)
 
 
 def resolve(given, config_class=Config, changes=None):
-    """A whole Config: defaults, what the task changes, then the flags given.
+    """A whole Config: defaults, changed by `changes` (lab/td3.py's), task, --quick, flags given.
 
-    changes: what lab/td3.py changes. ValueError: a value out of its range.
+    ValueError: a value out of its range, or values that do not go together.
     """
     given = dict(given)
     values = {**(changes or {}), **envs.make_task(given.get("env", Config.env)).settings}
@@ -173,24 +189,29 @@ def resolve(given, config_class=Config, changes=None):
 
 
 def goal_transition(s, g, s1):
-    """h(s, g, s') = s + g - s' over positions, Eq. (2): the same place, seen from s'."""
+    """h(s, g, s') = s + g - s' over positions, Eq. (2): the same place, seen from s'.
+
+    s, s' (..., S), g (..., P) -> (..., P).
+    """
     P = g.shape[-1]
     return s[..., :P] + g - s1[..., :P]
 
 
 def intrinsic_reward(s, g, s1):
-    """-||s + g - s'||_2 over positions, Eq. (3): (..., P) -> (...)."""
+    """-||s + g - s'||_2 over positions, Eq. (3): s, s' (..., S), g (..., P) -> (...)."""
     return -np.sqrt((goal_transition(s, g, s1) ** 2).sum(-1))
 
 
 def off_policy_correction(low_policy, states, actions, goal, length, goal_range, rng, n=10):
     """Off-policy correction, Eq. (5): goals that best explain the low-level policy's actions.
 
-    Of n candidates, all clipped to +-goal_range [E3]: the original, s_{t+c} - s_t, and n - 2 draws
-    from N(s_{t+c} - s_t, (goal_range / 2)^2), the one with the largest
-        -1/2 sum_i ||a_i - mu_lo(s_i, g_i)||^2,     g_i = g + s_t - s_i (h, i - t times).
+    There are n candidates: the original, the move s_{t+c} - s_t, and n - 2 draws from
+    N(s_{t+c} - s_t, (goal_range / 2)^2). All are clipped to +-goal_range [E3]. The one is chosen
+    that maximises, with g_i = g + s_t - s_i over positions (h, i - t times),
+        -1/2 sum_i ||a_i - mu_lo(s_i, g_i)||^2,     i = t ... t+c-1.
+    Where a window is shorter, its length stands for c. Ties go to the first.
     low_policy: (states (N,S), goals (N,P)) -> actions (N,A). states (B,c+1,S), actions (B,c,A),
-    goal (B,P), length (B,) of windows; -> chosen goals (B,P), scores (B,n). Ties go to the first.
+    goal (B,P), length (B,), goal_range (P,); -> chosen goals (B,P), scores (B,n).
     """
     (B, c, A), P, rows = actions.shape, goal.shape[-1], np.arange(len(goal))
     position = states[..., :P]
@@ -209,12 +230,15 @@ def off_policy_correction(low_policy, states, actions, goal, length, goal_range,
 
 
 def td3_init(rng, n_in, n_action, config):
-    """Networks of TD3 and their targets: policy (I,) -> (A,), twin critics (I + A,) -> ()."""
+    """One level, a tree of arrays: online and target networks, their Adam, a count of updates.
+
+    Networks: policy (I,) -> (A,), twin critics (I + A,) -> (); A is P at the high level.
+    """
     hidden = config.hidden_dims
-    online = {"actor": init_mlp(rng, (n_in, *hidden, n_action), last_scale=0.1),
+    learned = {"actor": init_mlp(rng, (n_in, *hidden, n_action), last_scale=0.1),
               "critic": init_mlp(rng, (n_in + n_action, *hidden, 1), ensemble=2)}
-    return {"online": online, "target": tree_map(np.copy, online),
-            "actor_adam": adam_init(online["actor"]), "critic_adam": adam_init(online["critic"]),
+    return {"online": learned, "target": tree_map(np.copy, learned), "actor_adam":
+            adam_init(learned["actor"]), "critic_adam": adam_init(learned["critic"]),
             "count": np.zeros((), np.int64)}
 
 
@@ -231,7 +255,7 @@ def critic(p, x, a):
 
     def back(dq):
         dx, grads = back_mlp(dq[..., None])
-        return dx[:, x.shape[-1]:], grads
+        return dx[..., x.shape[-1]:], grads
 
     return q[..., 0], back
 
@@ -251,7 +275,8 @@ def half_square(e):
 def td3_target(target, batch, noise, gamma):
     """y = r + gamma m min_j Q'_j(x', clip(mu'(x') + noise, -1, 1)) (B,), Eqs. (4) and (14).
 
-    target: the target networks, all constant; x' (B,I); r, m (B,); noise (B,A).
+    The equations are HIRO's for the low and the high level; min and noise are TD3's. x' (B,I);
+    r, m (B,); noise (B,A), scaled and clipped [E4]. Constants: everything.
     """
     r, m, x1 = (batch[name] for name in ("rewards", "masks", "next_observations"))
     a1 = np.clip(policy(target["actor"], x1)[0] + noise, -1, 1)
@@ -262,7 +287,8 @@ def td3_target(target, batch, noise, gamma):
 def critic_loss(params, batch, y, kind):
     """L = sum_j mean l(Q_j(x, a) - y), the loss of both critics, Eqs. (4) and (14).
 
-    l: `huber` or `half_square` [E5]. x (B,I), a (B,A), y (B,). Constants: y.
+    l: `huber` or `half_square` [E5]. x (B,I), a (B,A), y (B,). -> loss, grads, info, as all losses
+    here. Constants: y.
     """
     x, a = batch["observations"], batch["actions"]
     q, back_q = critic(params["critic"], x, a)
@@ -305,7 +331,11 @@ def td3_update(level, batch, rng, gamma, rate, config):
 
 
 def replay_init(capacity, c, S, P, D, A):
-    """Windows of at most c steps under one goal, s_t ... s_{t+c} inclusive [E2], as arrays."""
+    """`capacity` windows of at most c steps under one goal, s_t ... s_{t+c} inclusive [E2].
+
+    mask: 0 if the window ended in a termination; joined: the next window goes on where it ended;
+    count: windows added so far, of which the last `capacity` are kept.
+    """
     def zeros(*shape):
         return np.zeros((capacity, *shape), np.float32)
 
@@ -329,17 +359,21 @@ def replay_add(replay, window, terminated, follows):
 
 
 def draw_steps(replay, rng, n, c):
-    """n steps drawn uniformly: window (n,), step in it (n,), whether it is its last (n,)."""
+    """n steps drawn uniformly -> window (n,), step in it (n,), whether it ends its window (n,)."""
     count = min(int(replay["count"]), len(replay["mask"]))
     w, i = rng.integers(count, size=n), rng.integers(c, size=n)
-    while (short := i >= replay["length"][w]).any():        # beyond a window cut short: again
+    while (short := i >= replay["length"][w]).any():        # beyond the end of a short window
         w[short] = rng.integers(count, size=short.sum())
         i[short] = rng.integers(c, size=short.sum())
     return w, i, i == replay["length"][w] - 1
 
 
 def sample_steps(replay, rng, goal_range, config):
-    """Low-level batch: (s, g, a, r, s', g') of steps drawn uniformly."""
+    """Low-level batch, steps drawn uniformly: [s; g], a, r, [s'; g'], m.
+
+    g is the window's goal carried on by h, or a relabelled one [E16]; g' is h(s, g, s'), or at a
+    window's end the next goal given [E1]; r is the intrinsic reward, not scaled.
+    """
     n = config.batch_size
     w, i, last = draw_steps(replay, rng, n, config.subgoal_interval)
     first, s, s1 = (replay["states"][w, j] for j in (0, i, i + 1))
@@ -360,7 +394,11 @@ def sample_steps(replay, rng, goal_range, config):
 
 
 def sample_windows(replay, rng, low_policy, goal_range, config):
-    """High-level batch: (s_t, g, sum of rewards, s_{t+n}), g corrected; and what that changed."""
+    """High-level batch: [s_t; D], g / goal_range, r, [s_{t+c}; D], m; and what relabelling changed.
+
+    g is the goal that the correction chooses, Eq. (5), and is not written back [E3]; r is the sum
+    of the window's task rewards times reward_scale [E11]; short windows end where they end [E13].
+    """
     w = rng.integers(min(int(replay["count"]), len(replay["mask"])), size=config.batch_size)
     states, length, task = replay["states"][w], replay["length"][w], replay["task"][w]
     goal, info = replay["goal"][w], {}
@@ -381,12 +419,12 @@ def sample_windows(replay, rng, low_policy, goal_range, config):
 
 
 def low_input(s, g, config):
-    """What the low-level policy sees: [s; g], or g and the state without its position [E8]."""
+    """What policy and critics of the low level see: [s; g], or without the position in s [E8]."""
     return np.concatenate([s if config.see_position else s[..., g.shape[-1]:], g], -1)
 
 
 def policies(agent, config):
-    """Both policies without noise, and how a goal goes on after a step, as a namespace.
+    """A namespace: both policies without noise, and how a goal goes on after a step.
 
     high(s (N,S), D (N,D)) -> goals (N,P); low(s (N,S), g (N,P)) -> actions (N,A);
     transition(s, g, s1) -> g1, Eq. (2).
@@ -402,9 +440,11 @@ def policies(agent, config):
 
 
 def explore_goal(agent, s, task, noise, rng, config):
-    """A goal (P,) of the high-level policy with noise; random before it learns [E10][E16].
+    """A goal (P,) of the high-level policy with noise; uniform in warm-up and pretraining
+    [E10][E16].
 
-    noise (P,): of std 1, changed in place: an autoregressive process over an episode.
+    noise (P,): an autoregressive process over an episode, of std 1 from its first draw on; changed
+    in place.
     """
     g, goal_range = policies(agent, config).high(s[None], task[None])[0], agent["goal_range"]
     if agent["step"] < max(config.warmup, config.pretrain):
@@ -419,7 +459,7 @@ def explore_goal(agent, s, task, noise, rng, config):
 def explore_window(env, s, task, g, acting, warm, rng, config):
     """At most c steps under one goal g (P,), with noise -> window, end of the episode, terminated.
 
-    acting: of `policies`. warm: hold one random action instead [E10].
+    acting: of `policies`. warm: in place of the policy's actions hold one random one [E10].
     """
     window = {"states": [s], "actions": [], "rewards": [], "goal": g, "task": task}
     held = rng.uniform(-1, 1, env.action_size)
@@ -439,9 +479,10 @@ def explore_window(env, s, task, g, acting, warm, rng, config):
 
 
 def end_warmup(agent, rng, config):
-    """Measure the goal range if need be; draw goals for the windows so far.
+    """Measure the goal range if need be; draw the goals of the windows so far, uniformly.
 
-    The actions of the warm-up do not depend on goals, so that they can as well be drawn now.
+    Actions of the warm-up do not depend on goals, so that goals can be drawn here, once their
+    range is known; those stored before are overwritten.
     """
     replay, goal_range, c = agent["replay"], agent["goal_range"], config.subgoal_interval
     n, P = min(int(replay["count"]), len(replay["mask"])), len(goal_range)
@@ -460,12 +501,14 @@ def end_warmup(agent, rng, config):
 def learn(env, agent, config, rngs):
     """HIRO: act for c steps, store, update the low level, relabel and update the high level.
 
-    Yields ({loss or effect of relabelling: value}, whether the episode is over) after each window.
+    Yields ({last loss of each level and effect of relabelling: value}, whether the episode is
+    over) after each window; the last episode is played to its end.
     """
     low, high, replay, rng = agent["low"], agent["high"], agent["replay"], rngs["batch"]
     acting = policies(agent, config)
     while agent["step"] < config.steps:
-        s, task, noise, over, follows = *online.begin_episode(env, rngs, agent), False, False
+        s, task, noise = online.begin_episode(env, rngs, agent)
+        over = follows = False
         while not over:
             warm, row = bool(agent["step"] < config.warmup), {}
             g = explore_goal(agent, s, task, noise, rngs["explore"], config)
@@ -488,16 +531,18 @@ def learn(env, agent, config, rngs):
 
 
 def schedule(step, window, config):
-    """Low-level and high-level updates after a window, and the factor on learning rates.
+    """Numbers of low-level and high-level updates after a window, and the factor on learning rates.
 
-    None in the warm-up; then one low-level update for each step and high_updates of the high level
-    [E12]; with `pretrain` the low level alone first, and the high level alone afterwards [E16].
+    0 and 0 in the warm-up; then one low-level update for each step of the window and high_updates
+    of the high level [E12]; with `pretrain` the low level alone up to that step, the high level
+    alone from then on [E16].
     """
     rate = min(1.0, max(0.0, 3 * (1 - int(step) / config.steps))) if config.lr_decay else 1.0
     if step < config.warmup:
         return 0, 0, rate
     low = 0 if config.pretrain and step > config.pretrain else len(window["actions"])
-    return low, config.high_updates if step > config.pretrain else 0, rate
+    high = config.high_updates if step > config.pretrain else 0
+    return low, high, rate
 
 
 # ------------------------------------------------------------------------------------- a run
@@ -533,11 +578,11 @@ def prepare(config, checkpoint=None, env=None, **parts):
 
 
 def load(folder):
-    """actor() -> act(observation) -> action, for one episode, of a trained run."""
+    """Load a trained run -> actor(); each call gives one episode's act(observation) -> action."""
     return online.actors(*load_run(sys.modules[__name__], folder))
 
 
 train, evaluate_checkpoint = online.train, online.evaluate_checkpoint
 
 if __name__ == "__main__":
-    main(sys.modules[__name__])
+    main(sys.modules[__name__])         # which takes the names above from this module

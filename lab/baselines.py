@@ -89,7 +89,7 @@ def vector(a):
 def gciql_loss(params, batch, config):
     """V and Q of goal-conditioned IQL (Kostrikov et al. 2021, Eqs. 5 and 6); no phi [D13].
 
-    L_V = mean( |tau - 1(A < 0)| A^2 ),  A = min_j T_j(s, a, g) - V(s, g)
+    L_V = mean( |expectile - 1(A < 0)| A^2 ),  A = min_j T_j(s, a, g) - V(s, g)
     L_Q = sum_j mean( (r + gamma m V(s', g) - Q_j(s, a, g))^2 ).   T: target of Q.
     Constants: T and the weight in L_V, V(s', g) in L_Q. s, s', g (B,S); a (B,A); r, m (B,).
     """
@@ -152,20 +152,20 @@ LOSSES = {"flat": {"value": hiql.value_loss, "flat": hiql.flat_loss},
 
 def init_params(config, env, data, rngs):
     """Parameters of the agent's networks, as `hiql.init_params`."""
-    make, rng, params = (config, env, data), rngs["init"], {}
+    setting, rng, params = (config, env, data), rngs["init"], {}
     gaussian = not env.discrete
     if config.agent == "flat":
-        params = hiql.init_value(*make, rng)
+        params = hiql.init_value(rng, *setting)
     if config.agent == "gciql":
-        params["v"] = hiql.init_net(rng, *make, "sgd", 1, norm=True)
-        params["q"] = hiql.init_net(rng, *make, "sgda", 1, norm=True, ensemble=2)
+        params["v"] = hiql.init_net(rng, *setting, "sgd", 1, norm=True)
+        params["q"] = hiql.init_net(rng, *setting, "sgda", 1, norm=True, ensemble=2)
         params["target"] = {"q": tree_map(np.copy, params["q"])}
     if config.agent == "hgcbc":
         size = data.observations.shape[-1]
-        params["high"] = hiql.init_policy(rng, *make, "sgd", size)
-        params["low"] = hiql.init_policy(rng, *make, "sz", env.action_dim, gaussian)
+        params["high"] = hiql.init_policy(rng, *setting, "sgd", size)
+        params["low"] = hiql.init_policy(rng, *setting, "sz", env.action_dim, gaussian)
     if config.agent in ("flat", "gciql", "gcbc"):
-        params["flat"] = hiql.init_policy(rngs["flat"], *make, "sgd", env.action_dim, gaussian)
+        params["flat"] = hiql.init_policy(rngs["flat"], *setting, "sgd", env.action_dim, gaussian)
     return params
 
 
