@@ -252,27 +252,29 @@ class Run:
         """
         step, last = int(agent[self.counter]), None
         due = (step // every + 1) * every
-        for row, whole in loop:
-            before, step = step, int(agent[self.counter])
-            for name, x in row.items():
-                if not np.isfinite(x):
-                    raise FloatingPointError(f"the {name.replace('_', ' ')} became {x} at "
-                                             f"{self.counter} {step}")
-            if row and step // log_every > before // log_every:
-                self.log("train", {self.counter: step, **{k: float(x) for k, x in row.items()},
-                                   "seconds": self.seconds()})
-            if whole and (step >= due or step >= total):
-                due = (step // every + 1) * every
-                if new := evaluate():
-                    last = new
-                    self.log("eval", {self.counter: step, **last, "seconds": self.seconds()})
-                self.save(agent, generators)
-            elif whole and self.stopped:
-                self.save(agent, generators)
-            if row and (step < total or whole):
-                losses = " ".join(f"{k} {x:.3g}" for k, x in row.items() if k.endswith("loss"))
-                success = f"{last['success']:.2f}" if last else "-"
-                self.progress(min(step, total), total, f"{losses}  success {success}")
+        with np.errstate(over="ignore", invalid="ignore"):              # NaN is looked for here
+            for row, whole in loop:
+                before, step = step, int(agent[self.counter])
+                for name, x in row.items():
+                    if not np.isfinite(x):
+                        raise FloatingPointError(f"the {name.replace('_', ' ')} became {x} at "
+                                                 f"{self.counter} {step}")
+                if row and step // log_every > before // log_every:
+                    self.log("train", {self.counter: step, **{k: float(x) for k, x in row.items()},
+                                       "seconds": self.seconds()})
+                if whole and (step >= due or step >= total):
+                    due = (step // every + 1) * every
+                    self.require_finite(agent)
+                    if new := evaluate():
+                        last = new
+                        self.log("eval", {self.counter: step, **last, "seconds": self.seconds()})
+                    self.save(agent, generators)
+                elif whole and self.stopped:
+                    self.save(agent, generators)
+                if row and (step < total or whole):
+                    losses = " ".join(f"{k} {x:.3g}" for k, x in row.items() if k.endswith("loss"))
+                    success = f"{last['success']:.2f}" if last else "-"
+                    self.progress(min(step, total), total, f"{losses}  success {success}")
         return last
 
     def progress(self, done, total, text, every=0.5):
@@ -288,14 +290,18 @@ class Run:
         print(f"\r\033[K{line}" if terminal else line, flush=True,
               end="\n" if not terminal or done == total else "")
 
-    def save(self, agent, generators):
-        """Write logs and checkpoint: a tree of arrays and the states of generators {name: rng}."""
-        if not self.folder:
-            return
+    def require_finite(self, agent):
+        """FloatingPointError if a parameter is NaN or infinite; a goal range may be unknown yet."""
         if not all(np.isfinite(x).all() for name, x in flatten(agent).items()
                    if x.dtype.kind == "f" and "goal_range" not in name):
             raise FloatingPointError(f"the agent is no longer finite at {self.counter} "
                                      f"{int(agent[self.counter])}")
+
+    def save(self, agent, generators):
+        """Write logs and checkpoint: a tree of arrays and the states of generators {name: rng}."""
+        if not self.folder:
+            return
+        self.require_finite(agent)
         for name, rows in self.logs.items():
             if rows:
                 write_rows(self.path(f"{name}.csv"), rows)
