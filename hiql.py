@@ -10,23 +10,23 @@ Both policies learn by advantage-weighted regression (AWR) from that one value.
 
     python hiql.py            trains on point-medium, about two minutes on one core; leaves logs,
                               checkpoint, summary and pictures in runs/
-    python hiql.py --help     every flag with its meaning and its published value
+    python hiql.py --help     every flag with its meaning and, where it differs, its published value
 
 In order, by support/run.py and support/offline.py: `resolve` makes the config from the flags,
-`prepare` makes the maze and collects its data, `init_params` makes the networks, `learn` trains
-them (every eval_interval updates it is interrupted to evaluate the actors and to save a
-checkpoint), at the end `draw` makes the pictures and the summary is printed. One update of `learn`:
-a batch, all losses with their gradients, target EMA, Adam.
+`prepare` makes the maze and collects its data; then in `train` `init_params` makes the networks,
+`learn` trains them (every eval_interval updates it is interrupted to evaluate the actors and to
+save a checkpoint), `draw` makes the pictures, and the summary is printed. One update of `learn`: a
+batch, all losses with their gradients, target EMA, Adam.
 
 Gradients: `value_loss` changes the value heads and phi, at the current state alone; each policy's
 loss changes that policy alone. All else is constant: the target network, phi anywhere else, the
-advantages and weights. In the code a constant is `stop_gradient(x)`, or stands where no derivative
-is taken; tests hold the former against the complex step.
+advantages and weights. A layer or net returns (output, back), and back(d output) returns
+(d input, d parameters); a constant is `stop_gradient(x)`, and its back is not called.
 
 Symbols inside the losses: s, s1 state and next state, g goal, w state k steps ahead (subgoal),
 a action, r reward in {-1, 0}, m mask, z representation, v value, t value by the target network,
 adv advantage A. Shapes: batch B, states and goals S (as encoded), representation R (S without
-phi), actions (B, A) or on grids (B,) integers, two value heads: v (2, B).
+phi), actions (B, 2) or on grids (B,) integers, two value heads: v (2, B).
 The paper's text was not at hand: what it says is known from code and papers about it, equation
 numbers are as remembered, and only Eq. (4) is confirmed.
 
@@ -34,7 +34,7 @@ Deviations: where the paper, its authors' code (seohongpark/HIQL) and OGBench's 
 (seohongpark/ogbench, impls/agents/hiql.py) differ, what is done here, and why. "Both codes" are
 the latter two. D13 stands in lab/baselines.py, D15 to D17 in lab/ogbench.py.
  D1  The expectile's weight follows the target network's residual (both codes), not that of the
-     learned value (paper): it then does not depend on the network that is being fitted.
+     learned value (paper): it then does not depend on the heads that are being fitted.
  D2  Two value heads (both codes; paper: one). The weight takes the smaller target head at s' and
      the mean of both at s, which guards against over-estimation. Each head regresses to its own
      target head; the losses add.
@@ -47,22 +47,25 @@ the latter two. D13 stands in lab/baselines.py, D15 to D17 in lab/ogbench.py.
  D5  A goal counts as reached in the very row of the data that it was taken from ("index", both
      codes), not in every equal state (`--goal-reached-by state`): continuous states are never
      equal. In a row that reaches its goal r = m = 0, so that goals absorb; else r = -1, m = 1.
- D6  A trajectory's very last row has no transition and is never a goal (OGBench; the authors'
-     code allows it). Subgoals are exactly k steps ahead, cut at the goal or at the last
-     transition. Policy goals come from the trajectory's future (OGBench on navigate data; the
-     authors' code takes 30 % random ones, OGBench half on stitch data: `--actor-p-randomgoal`).
+ D6  A trajectory's very last row has no transition and is never a goal (OGBench; the authors' code
+     allows it). Subgoals are the state k steps ahead; those of the high-level policy are cut at its
+     goal, those of the low-level policy at the last transition. Policy goals come from the
+     trajectory's future (OGBench on navigate data; the authors' code takes 30 % random ones,
+     OGBench half on stitch data: `--actor-p-randomgoal`).
  D7  Policies are Gaussians of std 1 (OGBench) or of one learned std (authors' code:
-     `--no-const-std`, without its bounds on log std), with GELU and without LayerNorm (OGBench;
-     authors' code: ReLU). Value and phi: Dense, GELU, LayerNorm (both codes).
+     `--no-const-std`, without its bounds on log std), categorical for discrete actions; with GELU
+     and without LayerNorm (OGBench; authors' code: ReLU). Value and phi: Dense, GELU, LayerNorm
+     (both codes).
  D8  phi([s; g]) of length sqrt(R), without epsilon (both codes). The paper's text has phi(g)
      (`--rep-type phi_g`), which did worse in its experiments. `none` is the authors' variant
      without phi: the high-level policy predicts the difference w - s.
  D9  All networks learn in one step (both codes), which is simpler; the paper trains the value
      first and then the policies (`--policy-steps`).
  D10 Acting: the high-level policy is asked at every step (both codes) or every few
-     (`--subgoal-interval`; the paper: every k). Its mean is scaled to length sqrt(R), the length
-     of its targets. Actions are the mean, clipped. Discrete actions are drawn at `--temperature`
-     (2 on grids), because the likeliest one, at 0, may push against a wall for ever.
+     (`--subgoal-interval`; the paper: every k). Its mean is scaled to length sqrt(R), the length of
+     its targets; without phi the subgoal is s plus the mean. Actions are the mean, clipped.
+     Discrete actions are drawn at `--temperature` (2 on grids), because the likeliest one, at 0,
+     may push against a wall for ever.
  D11 AWR weights min(exp(alpha A), 100) as both codes. The exponent is clipped instead of the
      weight, since exp overflows float32.
  D12 Sizes and rates of the default run are tuned for minutes instead of days. Published
@@ -71,9 +74,9 @@ the latter two. D13 stands in lab/baselines.py, D15 to D17 in lab/ogbench.py.
      to 0 over the second half (of each phase [D9]), tau 0.1, inverse temperatures 10; discount
      0.98 and k 8, tuned for a robot four times as fast as OGBench's. `--preset paper` takes the
      published rates, inverse temperatures and initialisation, not sizes, discount and k.
- D14 First layers start with weights 8 / (side of a cell) times Glorot's, and each unit's input to
-     its activation is 0 at a random state of the data (`init_net`). From Glorot's weights and
-     biases 0 (both codes; `--first-layer-init glorot`) a few thousand updates leave the value
+ D14 First layers start with weights 8 / (side of a cell) times Glorot's, and with biases that put
+     the bend of each unit at randomly drawn states of the data (`init_net`). From Glorot's weights
+     and biases 0 (both codes; `--first-layer-init glorot`) a few thousand updates leave the value
      smooth across walls. Last layers of policies start at 0.1 times Glorot's (both codes).
 """
 
@@ -106,14 +109,16 @@ class Config:
     dataset: str = option("", "npz file in OGBench's layout; without it the data is collected")
     seed: int = option(0, "seed of everything random, the collected data included; OGBench's "
                        "mazes have one data set for all seeds", NOT_NEGATIVE)
-    steps: int = option(5000, "updates; with --policy-steps those of the value", POSITIVE)
+    steps: int = option(5000, "updates; with --policy-steps those of the value (published: "
+                        "1,000,000)", POSITIVE)
     policy_steps: int = option(0, "0: all networks learn in one step; N: the value first, then "
                                "the policies for N updates [D9]", NOT_NEGATIVE)
     batch_size: int = option(256, "transitions in a batch (published: 1024)", POSITIVE)
     hidden_dims: tuple = option((128, 128, 128), "hidden layers of every network (published: "
                                 "512,512,512)", SIZES)
     lr: float = option(2e-3, "Adam's learning rate (published: 3e-4)", POSITIVE)
-    lr_decay: bool = option(True, "learning rate falls linearly to 0 over the second half [D12]")
+    lr_decay: bool = option(True, "learning rate falls linearly to 0 over the second half "
+                             "(published: constant) [D12]")
     discount: float = option(0.98, "discount gamma (published: 0.99)", "in (0, 1)")
     expectile: float = option(0.7, "expectile of Eq. (4), the paper's tau (published: 0.7)",
                               "in (0, 1)")
@@ -392,9 +397,9 @@ def awr(name, p, x, target, weight):
 def value_loss(params, batch, config):
     """Expectile regression of the action-free value, Eq. (4) [D1][D2][D3].
 
-    q_j = r + gamma m T_j(s', phi),  A = r + gamma m min_j T_j(s', phi) - mean_j T_j(s, phi)
-    L_V = sum_j mean( |expectile - 1(A < 0)| (q_j - V_j(s, phi))^2 )
-    phi = phi([s; g]), at s' phi([s'; g]). -> loss, grads, info, as all losses here.
+    q_j = r + gamma m T_j(s', z'),  A = r + gamma m min_j T_j(s', z') - mean_j T_j(s, z)
+    L_V = sum_j mean( |expectile - 1(A < 0)| (q_j - V_j(s, z))^2 ),  z = phi([s; g]), z' at s'
+    -> loss, grads, info, as all losses here.
     s, s', g (B,S); r in {-1, 0} and m = -r (B,). T: target network.
     Constants: T, phi at s', phi as T sees it, hence q and the weight. Learned: V and phi at s.
     """
@@ -433,7 +438,8 @@ def high_loss(params, batch, config):
 def low_loss(params, batch, config):
     """Low-level policy by AWR, J_l (Eq. 7): A = V(s', w) - V(s, w), w the state k steps ahead.
 
-    L = -mean( min(exp(alpha A), 100) log pi_l(a | s, phi([s; w])) ).   s, s', w (B,S); a (B,A).
+    L = -mean( min(exp(alpha A), 100) log pi_l(a | s, phi([s; w])) ).
+    s, s', w (B,S); a (B,2) or (B,).
     Constants: A, phi [D3].
     """
     s, s1, a, w = (batch[x] for x in ("low_actor_observations", "low_actor_next_observations",
@@ -449,7 +455,7 @@ def low_loss(params, batch, config):
 def flat_loss(params, batch, config):
     """One policy without hierarchy, to compare, Eq. (5): A = V(s', g) - V(s, g).
 
-    L = -mean( min(exp(alpha A), 100) log pi(a | s, g) ).   s, s', g (B,S); a (B,A).
+    L = -mean( min(exp(alpha A), 100) log pi(a | s, g) ).   s, s', g (B,S); a (B,2) or (B,).
     Constants: A.
     """
     s, s1, a, g = (batch[x] for x in ("low_actor_observations", "low_actor_next_observations",

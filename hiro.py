@@ -14,9 +14,10 @@ would most likely have taken the stored actions.
 
 In order, by support/run.py and support/online.py: `resolve` makes the config, `prepare` the task,
 `init_agent` both levels and the replay; `learn` trains them window by window: `explore_goal`,
-`explore_window`, `replay_add`, then for the low level `sample_steps` and `td3_update`, for the high
-level `sample_windows`, which relabels, and `td3_update`. Every eval_interval steps an episode's end
-is used to evaluate and to save; pictures and a summary come last.
+`explore_window`, `replay_add`, once `end_warmup`, then as often as `schedule` says for the low level
+`sample_steps` and `td3_update`, and for the high level `sample_windows`, which relabels, and
+`td3_update`. Every eval_interval steps an episode's end is used to evaluate and to save; pictures
+and a summary come last.
 
 Symbols: s, s1 state and next state, position first; g, g1 relative goal before and after the
 step; task or D the task's goal; a action in [-1, 1], of the high level g / goal_range; r reward; m
@@ -38,9 +39,9 @@ differ, and why. E17 stands in lab/tasks.py, E18 in lab/td3.py.
  E3  Correction: all candidates are clipped (authors' code; hiro_pytorch not s_{t+c} - s_t), errors
      of actions are in units of half the action range. The choice is made at each sampling and
      never written back to the replay (authors' code). Ties go to the original, the goal given.
- E4  Target noise is in units of half the action range at both levels (high level: of the goal
-     range), and the noisy action is clipped to that range (TD3, hiro_pytorch). The authors' code
-     takes the same numbers at both levels, where the ranges differ, and does not clip.
+ E4  Target noise is in units of the action's half-width, which is half the action range at the
+     low level and goal_range at the high level, and the noisy action is clipped to that range
+     (TD3, hiro_pytorch). The authors' code takes the same numbers at both levels and does not clip.
  E5  Huber loss (authors' code) or half the squared error (paper): `--critic-loss`. Huber bounds the
      gradient of early, large errors.
  E6  Policy and targets move at every 2nd update of the critics (TD3, authors' code). Paper: targets
@@ -49,15 +50,16 @@ differ, and why. E17 stands in lab/tasks.py, E18 in lab/td3.py.
      reach them (paper, authors' code: +-10, of an ant).
  E8  The low-level policy sees its position (authors' hiro_xy), by which it can learn where walls
      are; their hiro_orig shows zeros there (`--no-see-position`).
- E9  The low-level discount is 0.95, as in HRAC and HIGL (paper, authors' code: 0.99): a window has
-     only c steps.
+ E9  The low-level discount is 0.95, as in HRAC and HIGL (paper, authors' code: 0.99): a horizon of
+     20 steps, near c, though values go on beyond a window's end [E1].
  E10 Exploration, on which success depends on this maze. High level: noise of std 2 in units of
      the goals' half-width, before clipping, correlated by 0.75 from goal to goal, so that it
      leaves the dead end (paper, authors' code: std 1 of +-10, independent). Low level: noise of
      std 0.1 in units of half the action range, at each step (published: 1.0). Warm-up: one uniform
      action is held for a window, with the low level's noise (authors' code: the untrained policy);
      goals of these windows are uniform and drawn when the warm-up ends.
- E11 Task rewards times 0.02 (paper, authors' code: 0.1), which keeps most errors in Huber's square.
+ E11 Task rewards of the high level times 0.02 (paper, authors' code: 0.1), which keeps most errors
+     in Huber's square; the low level's reward is not scaled.
  E12 All updates come at a window's end: one of the low level for each of its steps, then 5 of the
      high level (paper, authors' code: 1), because it gets one sample for c steps.
  E13 Time limits are not terminations: a window that one cuts keeps its true length, and both
@@ -131,8 +133,8 @@ class Config:
                                       "[E10]", "in [0, 1)")
     eval_noise: float = option(0.0, "noise of actions in evaluation, in the units of --low-noise",
                                NOT_NEGATIVE)
-    target_noise: float = option(0.2, "std of the noise on target actions, in units of half the "
-                                 "action range (published: 0.2) [E4]",
+    target_noise: float = option(0.2, "std of the noise on target actions, in units of their "
+                                 "half-width (published: 0.2) [E4]",
                                  NOT_NEGATIVE)
     target_clip: float = option(0.5, "bound of that noise (published: 0.5)", NOT_NEGATIVE)
     reward_scale: float = option(0.02, "factor on the task's reward (published: 0.1) [E11]",
@@ -150,8 +152,8 @@ class Config:
                                      "by h, or the new one [E1]", ("h", "new"))
     relabel_low_goals: bool = option(False, "low level learns for goals at other states of the "
                                      "batch [E16]")
-    pretrain: int = option(0, "steps of training the low level alone on random goals; then it is "
-                           "frozen [E16]", NOT_NEGATIVE)
+    pretrain: int = option(0, "step up to which only the low level learns, on random goals; then it "
+                           "is frozen; 0: none [E16]", NOT_NEGATIVE)
     see_position: bool = option(True, "the low level sees its position [E8]")
     eval_episodes: int = option(50, "evaluation episodes for each test (published: 50)", POSITIVE)
     eval_interval: int = option(2500, "steps between evaluations and checkpoints", POSITIVE)
@@ -262,7 +264,7 @@ def critic(p, x, a):
 
 def huber(e):
     """l(e) = e^2 / 2 where |e| < 1, |e| - 1/2 elsewhere [E5]; back(dl) -> de."""
-    slope = np.clip(e.real, -1, 1)                      # l'(e)
+    slope = np.clip(e.real, -1, 1)                      # l'(e); .real: for the complex step
     loss = np.where(np.abs(e.real) < 1, 0.5 * e * e, slope * e - 0.5)
     return loss, lambda dl: dl * slope
 
@@ -371,8 +373,9 @@ def draw_steps(replay, rng, n, c):
 def sample_steps(replay, rng, goal_range, config):
     """Low-level batch, steps drawn uniformly: [s; g], a, r, [s'; g'], m.
 
-    g is the window's goal carried on by h, or a relabelled one [E16]; g' is h(s, g, s'), or at a
-    window's end the next goal given [E1]; r is the intrinsic reward, not scaled.
+    g is the window's goal carried on by h, or a relabelled one [E16]; r is the intrinsic reward,
+    not scaled; g' is h(s, g, s'). With goal_at_window_end "new" g' is at a window's end the next
+    window's goal, if that window goes on with the episode [E1].
     """
     n = config.batch_size
     w, i, last = draw_steps(replay, rng, n, config.subgoal_interval)
@@ -440,11 +443,10 @@ def policies(agent, config):
 
 
 def explore_goal(agent, s, task, noise, rng, config):
-    """A goal (P,) of the high-level policy with noise; uniform in warm-up and pretraining
-    [E10][E16].
+    """A goal (P,) of the high-level policy with noise; uniform in pretraining [E10][E16].
 
-    noise (P,): an autoregressive process over an episode, of std 1 from its first draw on; changed
-    in place.
+    In the warm-up it is uniform too, but `end_warmup` replaces it. noise (P,): an autoregressive
+    process over an episode, which begins with N(0, 1) and keeps std 1; changed in place.
     """
     g, goal_range = policies(agent, config).high(s[None], task[None])[0], agent["goal_range"]
     if agent["step"] < max(config.warmup, config.pretrain):
