@@ -14,9 +14,9 @@ would most likely have taken the stored actions.
 
 In order, by support/run.py and support/online.py: `resolve` makes the config, `prepare` the task,
 `init_agent` both levels and the replay; `learn` trains them window by window: `explore_goal`,
-`explore_window`, `replay_add`, once `end_warmup`, then as often as `schedule` says for the low level
-`sample_steps` and `td3_update`, and for the high level `sample_windows`, which relabels, and
-`td3_update`. Every eval_interval steps an episode's end is used to evaluate and to save; pictures
+`explore_window`, `replay_add`, once `end_warmup`, then as often as `schedule` says `sample_steps`
+and `td3_update` for the low level, `sample_windows`, which relabels, and `td3_update` for the high
+level. Every eval_interval steps an episode's end is used to evaluate and to save; pictures
 and a summary come last.
 
 Symbols: s, s1 state and next state, position first; g, g1 relative goal before and after the
@@ -152,8 +152,8 @@ class Config:
                                      "by h, or the new one [E1]", ("h", "new"))
     relabel_low_goals: bool = option(False, "low level learns for goals at other states of the "
                                      "batch [E16]")
-    pretrain: int = option(0, "step up to which only the low level learns, on random goals; then it "
-                           "is frozen; 0: none [E16]", NOT_NEGATIVE)
+    pretrain: int = option(0, "step up to which only the low level learns, on random goals; then "
+                           "it is frozen; 0: none [E16]", NOT_NEGATIVE)
     see_position: bool = option(True, "the low level sees its position [E8]")
     eval_episodes: int = option(50, "evaluation episodes for each test (published: 50)", POSITIVE)
     eval_interval: int = option(2500, "steps between evaluations and checkpoints", POSITIVE)
