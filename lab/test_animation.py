@@ -17,7 +17,7 @@ from support.run import Run, load_run
 def runs(tmp_path_factory):
     """Folders of two tiny runs, of hiql and of hiro."""
     folder = tmp_path_factory.mktemp("runs")
-    tiny = {"quick": True, "steps": 20, "eval_interval": 20, "eval_episodes": 1, "train_flat": False}
+    tiny = {"quick": True, "steps": 20, "eval_interval": 20, "eval_episodes": 1}
     config = hiql.resolve(tiny)
     hiql.train(hiql.prepare(config), Run(str(folder / "hiql"), config))
     config = hiro.resolve({"quick": True, "steps": 300, "warmup": 200, "eval_interval": 300})

@@ -98,7 +98,7 @@ def train(problem, run=None):
     if not run.checkpoint:
         print(f"{config.env}, seed {config.seed}: {problem.title}; {total:,} updates of "
               f"{config.batch_size} of {len(problem.data.valid):,} transitions, "
-              f"{minutes(total * seconds_per_update(problem, agent))}", flush=True)
+              f"{minutes(estimate(problem, agent))}", flush=True)
     last = run.drive(problem.learn(problem, agent, rngs["batch"]), agent, rngs, total, evaluation,
                      config.eval_interval, min(100, config.eval_interval))
     last = last or evaluation()                         # resumed when only pictures lacked
@@ -122,16 +122,18 @@ def no_policy_yet(problem, agent):
                 and int(agent["update"]) <= config.steps)
 
 
-def seconds_per_update(problem, agent):
-    """Time of one update's losses, which change nothing, on a batch from another generator."""
-    if not problem.losses:
-        return 0.0
-    for _ in range(2):                                  # the first one warms up
-        start = time.perf_counter()
-        batch = problem.sample(problem.data, np.random.default_rng(0), problem.config)
-        for loss in problem.losses.values():
-            loss(agent["params"], batch, problem.config)
-    return 1.2 * (time.perf_counter() - start)          # Adam and EMA: a fifth more
+def estimate(problem, agent):
+    """Seconds of training, from one evaluation of each loss, which changes nothing."""
+    config, seconds = problem.config, {}
+    batch = problem.sample(problem.data, np.random.default_rng(0), config)
+    for name, loss in problem.losses.items():
+        for _ in range(2):                              # the first one warms up
+            start = time.perf_counter()
+            loss(agent["params"], batch, config)
+        seconds[name] = 1.2 * (time.perf_counter() - start)     # sampling and Adam: a fifth more
+    policies = sum(seconds.values()) - seconds.get("value", 0)
+    together = 0 if config.policy_steps else policies
+    return config.steps * (seconds.get("value", 0) + together) + config.policy_steps * policies
 
 
 def summarise(problem, agent, last, seconds):
