@@ -108,9 +108,10 @@ def compare(one, other):
                 for side in sides)
         if x and y and column != "peak_mb":
             difference, low, high = interval(x, y)
+            spread = (f" [{low:+.3f}, {high:+.3f}]" if min(len(x), len(y)) > 1 else
+                      ", one seed alone: no interval")
             lines.append(f"{column.replace('_', ' ')}: {trim_mean(x, 0.25):.3f} ({len(x)} seeds) - "
-                         f"{trim_mean(y, 0.25):.3f} ({len(y)} seeds) = {difference:+.3f} "
-                         f"[{low:+.3f}, {high:+.3f}]")
+                         f"{trim_mean(y, 0.25):.3f} ({len(y)} seeds) = {difference:+.3f}{spread}")
     return lines
 
 

@@ -103,6 +103,10 @@ def test_difference_of_two_experiments(project, write_ini):
     assert "= +0.000 [-" in tables.compare("a:x", "a:x")[0]
     (line,) = tables.compare("a:x", "a:x:flat")
     assert "0.850 (4 seeds) - 0.425 (4 seeds) = +0.425 [" in line
+    write_rows(project / "results" / "b.csv", [
+        {"row": "x", "seed": 0, "success": 0.5, "train_seconds": 60}])
+    assert tables.compare("a:x", "b:x") == [
+        "success: 0.850 (4 seeds) - 0.500 (1 seeds) = +0.350, one seed alone: no interval"]
     for wrong in ("a:x:flatter", "a:only", "a", "c:x"):
         with pytest.raises(ValueError, match=f"{wrong}: no such row in results/"):
             tables.compare(wrong, "a:x")
