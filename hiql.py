@@ -192,17 +192,17 @@ def resolve(given, config_class=Config, changes=None):
         values["policy_steps"] = values["steps"] if values.get("policy_steps") else 0
     if given.get("rep_type", values.get("rep_type")) == "none":
         values.pop("encoding", None)                    # the subgoal is w - s, of positions
-    c = config_class(**{**values, **given})
-    check_ranges(c)
-    if c.value_p_curgoal + c.value_p_trajgoal > 1 + 1e-6:
+    config = config_class(**{**values, **given})
+    check_ranges(config)
+    if config.value_p_curgoal + config.value_p_trajgoal > 1 + 1e-6:
         raise ValueError("--value-p-curgoal and --value-p-trajgoal must not exceed 1 together; the "
                          "rest are random goals")
-    if c.temperature and not c.discrete:
+    if config.temperature and not config.discrete:
         raise ValueError(f"--temperature is for the discrete actions of grids, not for {env}")
-    if c.encoding != "position" and (c.discrete or c.rep_type == "none"):
-        raise ValueError(f"--encoding {c.encoding} is for point mazes and subgoals by phi")
-    c.encode                                            # refuses an encoding that does not exist
-    return c
+    if config.encoding != "position" and (config.discrete or config.rep_type == "none"):
+        raise ValueError(f"--encoding {config.encoding} is for point mazes and subgoals by phi")
+    config.encode                                       # refuses an encoding that does not exist
+    return config
 
 
 # -------------------------------------------------------------------------------------- data

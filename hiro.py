@@ -171,20 +171,19 @@ def resolve(given, config_class=Config, changes=None):
     values = {**(changes or {}), **envs.make_task(given.get("env", Config.env)).settings}
     if given.pop("quick", False):
         values.update(QUICK)
-    c = config_class(**{**values, **given})
-    check_ranges(c)
-    require(c, lambda x: x >= c.subgoal_interval, f"at least --subgoal-interval "
-            f"{c.subgoal_interval}", "warmup", "capacity")
-    if c.steps <= c.warmup:
-        raise ValueError(f"--steps {c.steps} must be above --warmup {c.warmup}: learning begins "
-                         "after it")
-    if c.pretrain and not c.warmup < c.pretrain < c.steps:
-        raise ValueError(f"--pretrain {c.pretrain} must lie between --warmup {c.warmup} and "
-                         f"--steps {c.steps}, or be 0")
-    if c.relabel_low_goals and c.goal_at_window_end == "new":
+    config = config_class(**{**values, **given})
+    check_ranges(config)
+    steps, warmup, c = config.steps, config.warmup, config.subgoal_interval
+    require(config, lambda x: x >= c, f"at least --subgoal-interval {c}", "warmup", "capacity")
+    if steps <= warmup:
+        raise ValueError(f"--steps {steps} must be above --warmup {warmup}: learning begins after it")
+    if config.pretrain and not warmup < config.pretrain < steps:
+        raise ValueError(f"--pretrain {config.pretrain} must lie between --warmup {warmup} and "
+                         f"--steps {steps}, or be 0")
+    if config.relabel_low_goals and config.goal_at_window_end == "new":
         raise ValueError("--goal-at-window-end new is the next goal given, which says nothing of "
                          "the goals of --relabel-low-goals")
-    return c
+    return config
 
 
 # -------------------------------------------------------------------------------- goals

@@ -58,18 +58,18 @@ def resolve(given):
         changes["rep_type"] = "none"                    # there is no value to learn phi from
     if agent in CONTROLLERS:
         changes.update(steps=1, policy_steps=0)         # of nothing
-    c = hiql.resolve(given, Config, changes)
-    if c.policy_steps and agent in (*CLONES, *CONTROLLERS):
+    config = hiql.resolve(given, Config, changes)
+    if config.policy_steps and agent in (*CLONES, *CONTROLLERS):
         raise ValueError(f"--policy-steps needs a value to begin with, and {agent} has none")
-    if c.train_flat and agent != "hiql":
+    if config.train_flat and agent != "hiql":
         raise ValueError("--train-flat is for --agent hiql: the flat policy learns from its value")
-    if agent in CLONES and (c.high_alpha or c.low_alpha or c.flat_alpha):
+    if agent in CLONES and (config.high_alpha or config.low_alpha or config.flat_alpha):
         raise ValueError(f"{agent} clones behaviour: its temperatures --...-alpha are 0")
-    if agent in CONTROLLERS and c.discrete:
-        raise ValueError(f"--agent {agent} is for point mazes, not {c.env}")
-    if agent == "hgcbc" and c.rep_type != "none":
+    if agent in CONTROLLERS and config.discrete:
+        raise ValueError(f"--agent {agent} is for point mazes, not {config.env}")
+    if agent == "hgcbc" and config.rep_type != "none":
         raise ValueError("hgcbc has no value to learn phi from; it wants --rep-type none")
-    return c
+    return config
 
 
 # ------------------------------------------------------------------------------------- losses
