@@ -176,7 +176,8 @@ def resolve(given, config_class=Config, changes=None):
     steps, warmup, c = config.steps, config.warmup, config.subgoal_interval
     require(config, lambda x: x >= c, f"at least --subgoal-interval {c}", "warmup", "capacity")
     if steps <= warmup:
-        raise ValueError(f"--steps {steps} must be above --warmup {warmup}: learning begins after it")
+        raise ValueError(f"--steps {steps} must be above --warmup {warmup}: learning begins after "
+                         "it")
     if config.pretrain and not warmup < config.pretrain < steps:
         raise ValueError(f"--pretrain {config.pretrain} must lie between --warmup {warmup} and "
                          f"--steps {steps}, or be 0")
@@ -331,24 +332,23 @@ def td3_update(level, batch, rng, gamma, rate, config):
 # ------------------------------------------------------------------------------- replay
 
 
-def replay_init(capacity, c, S, P, D, A):
-    """`capacity` windows of at most c steps under one goal, s_t ... s_{t+c} inclusive [E2].
+def replay_init(windows, c, S, P, D, A):
+    """Room for windows of at most c steps under one goal, s_t ... s_{t+c} inclusive [E2].
 
     mask: 0 if the window ended in a termination; joined: the next window goes on where it ended;
-    count: windows added so far, of which the last `capacity` are kept.
+    count: windows added so far, of which the last are kept.
     """
     def zeros(*shape):
-        return np.zeros((capacity, *shape), np.float32)
+        return np.zeros((windows, *shape), np.float32)
 
     return {"states": zeros(c + 1, S), "actions": zeros(c, A), "rewards": zeros(c),
-            "goal": zeros(P), "task": zeros(D), "length": np.zeros(capacity, np.int64),
-            "mask": zeros(), "joined": np.zeros(capacity, bool), "count": np.zeros((), np.int64)}
+            "goal": zeros(P), "task": zeros(D), "length": np.zeros(windows, np.int64),
+            "mask": zeros(), "joined": np.zeros(windows, bool), "count": np.zeros((), np.int64)}
 
 
 def replay_add(replay, window, terminated, follows):
     """Add a window; follows: it goes on where the last one ended. Time limits bootstrap [E13]."""
-    capacity, count = len(replay["mask"]), int(replay["count"])
-    i, n = count % capacity, len(window["actions"])
+    i, n = int(replay["count"]) % len(replay["mask"]), len(window["actions"])
     for name in ("states", "actions", "rewards"):
         replay[name][i] = 0
         replay[name][i, :len(window[name])] = window[name]
