@@ -3,9 +3,9 @@
 Every layer is a pure function
     y, back = layer(params, x)          dx, grads = back(dy)
 where dy is dL/dy and grads has the keys of params. Nothing is kept outside the closure, so one
-set of parameters can be evaluated many times within one update, and a gradient that shall not
-flow is a value that is visibly thrown away. Call every `back` before an optimiser step: the
-closures hold the parameter arrays themselves, and `adam` writes to them in place.
+set of parameters can be evaluated many times within one update. A constant, through which no
+gradient flows, is written `stop_gradient(x)`; its `back` is not called. Call every `back` before an
+optimiser step: the closures hold the parameter arrays themselves, and `adam` writes to them.
 
 Shapes: B batch, I inputs, O outputs, E ensemble members. A parameter with a leading axis E makes
 an ensemble: x (B,I) or (E,B,I) -> y (E,B,O). Layers compute in the dtype of their arguments:
@@ -84,7 +84,7 @@ def gelu(p, x):
     c, a = math.sqrt(2 / math.pi), 0.044715
     t = np.tanh(c * (x + a * (x * x * x)))      # x**3 takes eight times as long in float32
 
-    def back(dy):
+    def back(dy):                       # t' = (1 - t^2) u' = (1 + t) (1 - t) u'
         du = c + 3 * a * c * (x * x)
         return dy * (0.5 * (1 + t) * (1 + x * (1 - t) * du)), {}
 
