@@ -1,7 +1,7 @@
 """Mazes, tasks and offline data: what the two algorithms learn on. NumPy and SciPy only.
 
-    make(name)          a maze that moves N agents at once; HIQL's, with its data set (`dataset`)
-    make_task(name)     an online task by Gymnasium's reset and step; HIRO's
+    make(name)          a maze that moves N agents at once; HIQL learns from its data (`dataset`)
+    make_task(name)     an online task by Gymnasium's reset and step, in which HIRO learns
     register(name, layout="...")     adds a maze of your own
 
   grid-fourrooms, grid-maze            integer actions; observation (row, column) as floats
@@ -9,11 +9,13 @@
   pointmaze-{medium,large,giant,teleport}-{navigate,stitch}-v0     OGBench's (lab/ogbench.py)
 
 Cells are named by (row, column). In point mazes they are squares of side 4, and cell (i, j) has
-its centre at x = 4j - 4, y = 4i - 4, as in OGBench. Layouts, tasks and the recipe of the data sets
-of medium, large and giant are OGBench's too (Park et al. 2024, arXiv 2410.20092), but the point-*
-agents are four times as fast; the U-maze is that of HIRO's code.
+its centre at x = 4j - 4, y = 4i - 4, as in OGBench (Park et al. 2024, arXiv 2410.20092). Medium,
+large and giant have OGBench's layouts, tasks and way of collecting data; in point-* their agent is
+four times as fast as OGBench's and their data are fewer. The U-maze is that of HIRO's code.
 To see the mazes: `python -m support.plots`.
 """
+
+import nets                             # first: it sets one BLAS thread before numpy loads
 
 import importlib
 from dataclasses import dataclass, field
@@ -139,16 +141,19 @@ class Encoding:
 class Maze:
     """A layout with its shortest paths, its evaluation tasks and its data set.
 
-    layout: a name in LAYOUTS, or rows of # (wall) and . (free) in one string. tasks: (start, goal)
-    cells; for a named layout TASKS has them, for an own one `far_tasks` chooses five.
+    layout: a name in LAYOUTS, or rows of # (wall) and . (free) in one string. tasks: pairs of a
+    start and a goal cell; without them those of TASKS, for an own layout five by `far_tasks`.
+    ValueError: a layout or tasks that are wrong.
     A subclass has, for N agents at observations s (N, 2) with goals g (N, 2):
-        cell(s) -> cells (N, 2)     place(cells, rng=None) -> observations, with rng plus noise
+        cell(s) -> cells (N, 2)     place(cells, rng=None) -> observations; rng: of noise, if any
         move(s, a, rng) -> s'       success(s, g) -> (N,) bool      limits(s, g) -> (N,) steps
         path_length(s, g) -> (N,)   follow(s, goal_cell (N,), noise, rng) -> actions, for `collect`
+    and discrete (actions are integers), action_dim, side (of a cell), tolerance (the distance that
+    counts as reached), pair_distance (cells), time_limit (steps; None: `limits` depend on s and g).
     """
 
     symbols, connected = "#.", True         # connected: a path joins any two free cells
-    recipe = dict(kind="navigate", episodes=1000, rows=201, noise=0.5)      # of `collect`
+    recipe = dict(kind="navigate", episodes=1000, rows=201, noise=0.5)      # for `collect`
     defaults = {}                           # what the maze changes in hiql.Config's defaults
 
     def __init__(self, name, layout, tasks=None):
@@ -179,8 +184,8 @@ class Maze:
             raise ValueError(f"{name}: the tasks have {min(wrong)}, which is no free cell")
 
     def far_tasks(self):
-        """Five (start, goal) cells: the two cells farthest apart; then each start is as far as can
-        be from the starts before, and its goal is the farthest cell from it."""
+        """Five (start, goal) pairs: first the two cells farthest apart; each further start is the
+        cell farthest from all earlier starts, and its goal is the cell farthest from it."""
         starts = [self.distance.max(1).argmax()]
         while len(starts) < 5:
             starts.append(self.distance[starts].min(0).argmax())
@@ -188,7 +193,7 @@ class Maze:
         return [(tuple(a), tuple(b)) for a, b in self.cells[np.stack([starts, ends], 1)].tolist()]
 
     def settings(self, preset):
-        """What the environment changes in the defaults of hiql.Config, with that preset: a dict."""
+        """What the maze changes in hiql.Config's defaults: a dict, here one for all presets."""
         return dict(self.defaults)
 
     def encoding(self, name):
@@ -201,12 +206,13 @@ class Maze:
 
     @cached_property
     def distance(self):
-        """Length of the shortest path between any two free cells, -1 without one: (n, n) ints."""
+        """Steps of the shortest path between any two free cells, -1 without one: (n, n) ints."""
         return np.where(np.isfinite(self._paths[0]), self._paths[0], -1).astype(int)
 
     @cached_property
     def next_cell(self):
-        """next_cell[i, j]: number of the cell after i on a shortest path to j, or i; (n, n)."""
+        """next_cell[i, j]: number of the cell after i on a shortest path to j; i if i is j or no
+        path exists; (n, n)."""
         step = self._paths[1].T                 # the predecessor of i on the path from j to i
         return np.where(step < 0, np.arange(len(step))[:, None], step)
 
@@ -223,7 +229,7 @@ class Maze:
         return (rows.all(0) & ~columns.any(0)) | (columns.all(0) & ~rows.any(0))
 
     def number(self, obs):
-        """Numbers (N,) of the cells that observations (N, 2) lie in; ValueError in a wall."""
+        """Numbers (N,) of the cells that observations (N, 2) lie in; ValueError if one is wall."""
         number = self._number(obs)
         if (number < 0).any():
             raise ValueError(f"position {np.asarray(obs)[np.argmin(number)]} is inside a wall "
@@ -239,10 +245,11 @@ class Maze:
         return self.index[i, j]                         # walls enclose the maze: outside is wall
 
     def random_pairs(self, rng, n, at_least):
-        """n pairs of cells, shortest path >= at_least cells: starts (n, 2), goals (n, 2)."""
+        """n pairs of cells with a path of at_least steps or more: starts (n, 2), goals (n, 2);
+        ValueError if the maze has none."""
         pairs = np.argwhere(self.distance >= at_least)
         if not len(pairs):
-            raise ValueError(f"{self.name} has no two cells {at_least} steps apart")
+            raise ValueError(f"{self.name} has no two cells at least {at_least} steps apart")
         pairs = pairs[rng.integers(len(pairs), size=n)]
         return self.cells[pairs[:, 0]], self.cells[pairs[:, 1]]
 
@@ -252,14 +259,14 @@ class Maze:
 
 
 class GridWorld(Maze):
-    """Cells; actions 0 stay, 1 up, 2 down, 3 left, 4 right; a move into a wall stays.
+    """An agent in a cell; actions 0 stay, 1 up, 2 down, 3 left, 4 right; no move into a wall.
 
-    With probability `slip` the action is replaced by a uniformly drawn one. Time limit: four
-    times the shortest path.
+    With probability `slip` a uniformly drawn action replaces the one given. Time limit: four
+    times the length of the shortest path, at least 4.
     """
 
     discrete, action_dim, side, tolerance = True, 5, 1.0, 0.5
-    pair_distance = 8                       # random evaluation pairs are so many cells apart
+    pair_distance = 8                       # random evaluation pairs: at least so many cells apart
     time_limit = None                       # depends on start and goal
     moves = np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]])
     recipe = {**Maze.recipe, "noise": 0.3}
@@ -281,7 +288,7 @@ class GridWorld(Maze):
         return np.array(cells, float)
 
     def move(self, s, a, rng=None):
-        """s (N, 2), a (N,) integers in 0...4 -> s' (N, 2). rng is needed for slips only."""
+        """s (N, 2), a (N,) integers in 0...4 -> s' (N, 2). rng is needed only if slip > 0."""
         a = np.asarray(a)
         if a.dtype.kind not in "iu" or a.shape != (len(s),) or ((a < 0) | (a > 4)).any():
             raise ValueError("a grid action is an integer from 0 to 4, one for each agent")
@@ -291,7 +298,7 @@ class GridWorld(Maze):
         return self.cells[self.neighbours[self.number(s), a]].astype(float)
 
     def follow(self, s, goal_cell, noise, rng):
-        """Actions (N,) along a shortest path, or uniform ones with probability noise."""
+        """Actions (N,) along a shortest path; with probability noise uniform ones instead."""
         uniform = rng.integers(5, size=len(s))
         ahead = self.distance[self.neighbours[self.number(s)], goal_cell[:, None]]
         return np.where(rng.random(len(s)) < noise, uniform, ahead.argmin(-1))
@@ -310,12 +317,13 @@ class GridWorld(Maze):
 class PointMaze(Maze):
     """A disc of radius `radius` among square walls: pos += speed * clip(a, -1, 1).
 
-    Contact: the disc is pushed out of the wall along the normal of its deepest contact until
-    none is left, so that it slides along walls without friction. Moves longer than the radius
-    (or 0.02 cells) are made in equal parts, so that nothing passes through a wall or a corner.
-    contact="undo" is the contact of HIRO's robot instead: a move whose end lies in a wall is not
-    made at all. Success: within 1.0 of the goal. Starts and goals: cell centre +
-    U(-noise, noise)^2. limit: steps of an episode.
+    contact="slide": the disc is pushed out of walls along the normal of its deepest contact until
+    no contact is left, so that it slides along walls without friction. A move is made in equal
+    parts that are no longer than the radius (or 0.02 of a cell's side, if that is more), so that
+    nothing passes through a wall or a corner. contact="undo", as of HIRO's robot: a move that
+    would take the centre into a wall is not made at all; the radius has no effect.
+    Success: within 1.0 of the goal. `place`: cell centre + U(-noise, noise)^2. limit: steps of an
+    episode. ValueError: a radius, speed or contact out of range.
     """
 
     discrete, action_dim, side, tolerance, pair_distance = False, 2, 4.0, 1.0, 6
@@ -328,7 +336,7 @@ class PointMaze(Maze):
         if contact not in ("slide", "undo"):
             raise ValueError(f"contact must be slide or undo, not {contact!r}")
         self.contact = contact
-        self.radius = max(radius, 1e-6)         # a point keeps off the walls by a hair
+        self.radius = max(radius, 1e-6)         # radius 0: a point stays just off the walls
         self.speed, self.time_limit, self.noise = speed, limit, noise
 
     def cell(self, obs):
@@ -350,7 +358,7 @@ class PointMaze(Maze):
             return np.where(self.is_free(s + step)[:, None], s + step, s)
         parts = int(np.ceil(self.speed * np.sqrt(2) / max(self.radius, 0.02 * self.side)))
         half = self.side / 2
-        margin = max(self.radius, self.speed / parts) + 1e-6            # of possible contact
+        margin = max(self.radius, self.speed / parts) + 1e-6    # farther from all edges: no contact
         for _ in range(parts):
             s += step / parts
             off = np.abs(np.remainder(s + half, self.side) - half)      # from the cell's centre
@@ -376,8 +384,9 @@ class PointMaze(Maze):
             s[live] += depth[:, None] * normal
 
     def _contacts(self, s):
-        """The nine squares around discs at s (N, 2): depths (N, 9) in the walls among them (-inf:
-        none, or the centre is in it), normals (N, 9, 2), which are walls, and their centres."""
+        """The 3 x 3 cells around discs at s (N, 2): how deep (N, 9) the disc is in each, negative
+        without contact (-inf: the cell is free, or has the disc's centre in it); normals out of
+        the cell (N, 9, 2); whether it is a wall (N, 9); the cells' centres (N, 9, 2)."""
         near = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
         cells = np.clip(self.cell(s)[:, None] + near, 0, np.array(self.walls.shape) - 1)
         centre, half = self.centre(cells), self.side / 2
@@ -389,16 +398,16 @@ class PointMaze(Maze):
         return depth, gap / np.maximum(length, 1e-12)[..., None], wall, centre
 
     def _deepest_contact(self, s):
-        """Depth (N,) of the deepest contact with one of the nine squares around, and its normal.
+        """Depth (N,) of the deepest contact with the 3 x 3 cells around, and its normal (N, 2).
 
-        The contact is at the nearest point of a wall square; where the centre itself is in a
-        wall, at the nearest point of a free square.
+        The contact is at the nearest point of a wall cell. Where the disc's centre itself is in a
+        wall, the way out is to the nearest point of a free cell.
         """
         depth, normal, wall, centre = self._contacts(s)
         rows, deepest = np.arange(len(s)), depth.argmax(-1)
         depth, normal, inside = depth[rows, deepest], normal[rows, deepest], wall[:, 4]
         if inside.any():
-            inner = self.side / 2 - 1e-9        # so that a centre on the edge has a way out too
+            inner = self.side / 2 - 1e-9        # away > 0 even if the disc's centre is on an edge
             gap = (s[:, None] - centre)[inside]
             gap -= np.clip(gap, -inner, inner)
             away = np.where(wall[inside], np.inf, np.sqrt((gap ** 2).sum(-1)))
@@ -421,9 +430,10 @@ class PointMaze(Maze):
         return np.full(len(s), self.time_limit)
 
     def path_length(self, s, g):
-        """Length (N,) of the path from s to g through the centres of cells.
+        """Length (N,) of the path from s to g through the centres of cells; there must be one.
 
-        It goes to the goal itself from the goal's and adjacent cells, else to its cell's centre.
+        From g's cell and the cells next to it this is the distance from s to g itself; from
+        elsewhere the path ends at the centre of g's cell.
         """
         i, j = self.number(s), self.number(g)
         step = self.next_cell[i, j]
@@ -436,7 +446,7 @@ class Entry:
     """How `make` builds an environment."""
 
     kind: object                                    # a subclass of Maze, or "module:name" of one
-    arguments: dict                                 # of the class, but for its name
+    arguments: dict                                 # of the class, without the maze's name
     recipe: dict = field(default_factory=dict)      # changes of the class's own `recipe`
     settings: dict = field(default_factory=dict)    # changes of the class's own `defaults`
 
@@ -463,7 +473,10 @@ for _size in ("medium", "large", "giant", "teleport"):
 
 
 def make(name, **changes):
-    """The maze of that name; changes replace arguments of its class (slip=0.1, ...)."""
+    """The maze of that name; `changes` replace arguments of its class (slip=0.1, ...).
+
+    ValueError: an unknown name, or arguments that the class refuses.
+    """
     if name not in ENVIRONMENTS:
         raise ValueError(f"unknown environment {name!r}; known: {', '.join(ENVIRONMENTS)}")
     entry = ENVIRONMENTS[name]
@@ -476,9 +489,10 @@ def make(name, **changes):
 def register(name, kind=PointMaze, recipe=None, settings=None, **arguments):
     """Give `make` a new environment; a layout is enough: register("mine", layout=ROWS).
 
-    kind: a subclass of Maze, or "module:name" of one, imported when it is made; arguments: its
-    own; recipe: of its data, arguments of `collect`; settings: what it changes in the defaults of
-    hiql.Config; both beside those of the class. ValueError: a name that exists, a wrong layout.
+    kind: a subclass of Maze, or "module:name" of one, imported by `make`. arguments: of that
+    class. recipe: arguments of `collect` for its data; settings: its defaults of hiql.Config; both
+    change single entries of the class's. ValueError: a name that exists, or (unless kind is a
+    string: then by `make`) arguments that the class refuses.
     """
     if name in ENVIRONMENTS:
         raise ValueError(f"there is an environment {name!r} already")
@@ -494,12 +508,13 @@ class GoalEnv:
     """A maze by Gymnasium's reset and step, with the dict observations of Gymnasium-Robotics.
 
     observation (S,) begins with the position; achieved_goal (2,) is the position and desired_goal
-    (2,) the goal; float64. Starts and goals: random cells (`draw`), or the maze's tasks. Reward 0
-    at the goal, which terminates the episode, else -1; the time limit truncates (`limit` steps,
-    None: the maze's own); info["success"] tells of this step.
-    A subclass may draw starts and goals (`draw`, `tests`), move N agents (`move`) and say what
-    they see (`observe`), how far they are (`distance`), what counts as reached at a step and at
-    the last, and the reward. settings: what the task changes in hiro.Config's defaults.
+    (2,) the goal; float64. Starts and goals: in random cells (`draw`), or of the maze's tasks.
+    Reward 0 at the goal, which terminates the episode, else -1. The time limit truncates it (limit:
+    steps, None: the maze's own). info["success"]: whether this step's end counts as reached.
+    A subclass may change starts and goals (`draw`, `tests`), how N agents move (`move`), what they
+    see (`observe`), their distance to the goal (`distance`), when it counts as reached (`reached`,
+    `reached_last`) and the reward; goal_terminates; goals_in_walls: `reset` allows them. settings:
+    what the task changes in hiro.Config's defaults.
     """
 
     settings, goal_terminates, goals_in_walls = {}, True, False
@@ -518,8 +533,9 @@ class GoalEnv:
     def reset(self, seed=None, options=None):
         """Start an episode -> (observation, info).
 
-        options: {"task": 1, 2, ...} for one of the maze's tasks, {"start": (2,), "goal": (2,)} for
-        given positions; otherwise drawn ones. ValueError: unknown options, positions in walls.
+        options: "task": the number of one of the maze's tasks, from 1; "start" and "goal":
+        positions (2,) in place of the task's or of drawn ones. ValueError: an unknown option or
+        task, or a position in a wall.
         """
         options = dict(options or {})
         if seed is not None:
@@ -563,7 +579,7 @@ class GoalEnv:
         return self.maze.place(starts, rng), self.maze.place(goals, rng)
 
     def tests(self, rng, n):
-        """{name: (starts (n, 2), goals (n, 2))} of evaluation: the maze's tasks, random ones."""
+        """{name: (starts (n, 2), goals (n, 2))} of evaluation: the maze's tasks, and by `draw`."""
         tests = {f"task{i}": tuple(self.maze.place(np.tile(cell, (n, 1)), rng) for cell in task)
                  for i, task in enumerate(self.maze.tasks, 1)}
         return {**tests, "random": self.draw(rng, n)}
@@ -585,7 +601,7 @@ class GoalEnv:
         return distance <= self.maze.tolerance
 
     def reached_last(self, distance):
-        """The same at an episode's last step."""
+        """Whether goals at these distances (N,) at the last step count as reached by its end."""
         return self.reached(distance)
 
     def reward(self, distance):
@@ -594,12 +610,12 @@ class GoalEnv:
 
 
 class UMazeTask(GoalEnv):
-    """HIRO's U-maze (official code: create_maze_env.py, point_maze.gin) for a point mass.
+    """HIRO's U-maze (authors' code: create_maze_env.py, point_maze.gin) for a point mass.
 
     Start (0, 0) + U(-0.1, 0.1)^2; training goals U(-2, 10)^2, some of them in walls; test goals
-    (0, 8), (8, 0), (8, 8) and random free positions. Reward minus the Euclidean distance; nothing
-    terminates, 500 steps. Reached: within 2.5 (HIGL's evaluation), at the last step within 5 (the
-    paper's) [E15].
+    (0, 8), (8, 0), (8, 8) and random free positions. Reward: minus the Euclidean distance. An
+    episode has 500 steps; the goal does not end it. Reached: within 2.5 at any step (HIGL's
+    evaluation); at the last step also by the paper's measure, within 5 [E15].
     """
 
     goal_terminates, goals_in_walls = False, True
@@ -634,7 +650,7 @@ TASKS_ONLINE = {"point-umaze": UMazeTask, "point-umaze-undo": partial(UMazeTask,
 
 
 def make_task(name):
-    """The online task of that name: a GoalEnv."""
+    """The online task of that name: a GoalEnv; ValueError if there is none."""
     if name not in TASKS_ONLINE:
         raise ValueError(f"unknown task {name!r}; known: {', '.join(TASKS_ONLINE)}")
     task = load(TASKS_ONLINE[name])()
@@ -651,7 +667,8 @@ class Dataset:
 
     observations (N, 2) float32; actions (N, 2) float32, or (N,) integers on grids; terminals (N,)
     bool, True on the last row of each trajectory. Row i's transition is (row i, action i, row
-    i + 1); the last row of a trajectory has none.
+    i + 1); the last row of a trajectory has none. ValueError: shapes that do not fit together,
+    numbers that are not finite, a trajectory of one row or without an end.
     """
 
     observations: np.ndarray
@@ -678,18 +695,19 @@ class Dataset:
             raise ValueError(f"the trajectory that ends in row {ends[lengths.argmin()]} has one "
                              "row only, so no transition")
         self.lengths = lengths                                      # rows of each trajectory
-        self.last = np.repeat(ends, lengths).astype(np.int32)       # last row of i's trajectory
+        self.last = np.repeat(ends, lengths).astype(np.int32)       # (N,) its trajectory's last row
         self.valid = np.flatnonzero(~self.terminals).astype(np.int32)   # rows with a transition
-        self.labelled = self.valid              # those whose action is known: at first all
+        self.labelled = self.valid              # those of `valid` whose action is known: here all
 
 
 def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5, progress=None):
     """Offline data by OGBench's recipe, all episodes side by side: a Dataset of episodes x rows.
 
-    Each agent goes by `env.follow` with that noise from a random cell to a random goal.
-    navigate  a new goal on arrival; in point mazes goals are no straight corridors
-    stitch    one goal, 4 cells away, so that trajectories are short; point mazes only
-    progress(n) is called when n rows of every episode are made.
+    In each episode an agent goes from a random cell to random goals, its actions by `env.follow`
+    with that noise (points: std; grids: probability of a uniform action).
+    navigate  a new goal on arrival; in point mazes no goal lies in a straight corridor
+    stitch    one goal, 4 cells away (or the farthest), so that paths are short; point mazes only
+    progress(n) is called when n rows of every episode are made. ValueError: a wrong argument.
     """
     if kind not in ("navigate", "stitch") or (env.discrete and kind == "stitch"):
         raise ValueError(f"{env.name} has no data of kind {kind!r}")

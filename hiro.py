@@ -567,7 +567,7 @@ def prepare(config, checkpoint=None, env=None, **parts):
     env: a task by the convention of `envs.GoalEnv`, instead of config.env. For Gymnasium's
     environments see lab/gym.py.
     """
-    limit = getattr(env or envs.make_task(config.env), "limit", math.inf)
+    limit = getattr(env or envs.make_task(config.env), "limit", None) or math.inf
     if not config.goal_range and config.subgoal_interval > limit:
         raise ValueError(f"--goal-range 0 is measured over --subgoal-interval "
                          f"{config.subgoal_interval} steps, but an episode of {config.env} has "

@@ -4,15 +4,16 @@ Every layer is a pure function
     y, back = layer(params, x)          dx, grads = back(dy)
 where dy is dL/dy and grads has the keys of params. Nothing is kept outside the closure, so one
 set of parameters can be evaluated many times within one update. A constant, through which no
-gradient flows, is written `stop_gradient(x)`; its `back` is not called. Call every `back` before an
-optimiser step: the closures hold the parameter arrays themselves, and `adam` writes to them.
+gradient flows, is written `stop_gradient(x)`; the `back` of the layer that made x is not called.
+Call every `back` before an optimiser step: the closures hold the parameter arrays themselves, and
+`adam` changes these in place.
 
 Shapes: B batch, I inputs, O outputs, E ensemble members. A parameter with a leading axis E makes
 an ensemble: x (B,I) or (E,B,I) -> y (E,B,O). Layers compute in the dtype of their arguments:
-float32, float64, or complex128, in which `derivative_error` checks them by the complex step
-(analytic code only: no abs, no conjugate, comparisons on the real part).
+float32, float64, or complex128. The latter is for the complex step of `derivative_error`; for it
+their code is analytic: no abs, no conjugate, and comparisons look at the real part alone.
 
-    python nets.py      checks and prints the derivative of every layer
+    python nets.py      prints the error of every layer's derivative, in about a second
 """
 
 import os
@@ -31,8 +32,8 @@ import numpy as np
 def _keep_freed_memory():
     """Tell glibc to reuse the memory of large temporaries instead of returning it to the kernel.
 
-    Page faults on fresh temporaries otherwise cost as much time as the arithmetic. Absent
-    outside Linux with glibc, where nothing happens.
+    Page faults on fresh temporaries otherwise cost as much time as the arithmetic. Without glibc
+    (macOS, Windows) this does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -49,8 +50,8 @@ _keep_freed_memory()
 
 
 def stop_gradient(x):
-    """x as a constant: no gradient flows through it. In a complex step the imaginary part is the
-    derivative, so that `.real` is what makes the step treat x as a constant too."""
+    """x as a constant: no gradient flows through it. In a complex step the imaginary part carries
+    the derivative; `.real` drops it, so that the step treats x as a constant too."""
     return x.real
 
 
@@ -92,7 +93,7 @@ def gelu(p, x):
 
 
 def layer_norm(p, x):
-    """y = (x - mean) / sqrt(var + epsilon) * scale + shift over the last axis; epsilon as flax."""
+    """y = (x - mean) / sqrt(var + 1e-6) * scale + shift over the last axis; 1e-6 as in flax."""
     scale, shift = p["scale"][..., None, :], p["shift"][..., None, :]
     centred = x - x.mean(-1, keepdims=True)
     rstd = 1 / np.sqrt((centred * centred).mean(-1, keepdims=True) + 1e-6)
@@ -108,12 +109,12 @@ def layer_norm(p, x):
 
 
 def length_normalize(p, x):
-    """y = sqrt(d) x / |x|, d the size of the last axis; no epsilon, as both HIQL code bases."""
+    """y = sqrt(d) x / |x|, d the size of the last axis; no epsilon, as in both HIQL code bases."""
     d = x.shape[-1]
     length = np.sqrt((x * x).sum(-1, keepdims=True))
     y = math.sqrt(d) * x / length
 
-    def back(dy):                       # the part of dy along x is lost
+    def back(dy):                       # y does not change with the length of x
         along = (dy * y).sum(-1, keepdims=True) / d
         return (dy - y * along) * (math.sqrt(d) / length), {}
 
@@ -121,7 +122,7 @@ def length_normalize(p, x):
 
 
 def mlp(p, x, activation=gelu):
-    """Dense -> activation -> LayerNorm (only where p has one), ..., Dense.   (B,I) -> (B,O)."""
+    """Dense -> activation -> LayerNorm (if p has one), ..., Dense.   (B,I) -> (B,O) or (E,B,O)."""
     backs, depth = [], sum(name.startswith("dense") for name in p)
     for i in range(depth):
         x, back = linear(p[f"dense{i}"], x)
@@ -151,7 +152,7 @@ def gaussian_log_prob(p, mean, x):
     """log N(x; mean, std^2 I), summed over the last axis: mean, x (B,d) -> (B,).
 
     std = 1 if p is empty, else exp(p["log_std"]) with log_std (d,), the same in every state.
-    Derivative with respect to the mean and log_std; x is data.
+    `back` gives the derivatives by the mean and by log_std; x is data.
     """
     log_std = p.get("log_std", np.zeros(mean.shape[-1], mean.dtype))
     z = (x - mean) * np.exp(-log_std)
@@ -187,7 +188,8 @@ def init_mlp(rng, sizes, norm=False, ensemble=0, last_scale=1.0, dtype=np.float3
     """Parameters of `mlp` for layer sizes (I, hidden, ..., O).
 
     Weights U(-a, a) with a = sqrt(6 / (in + out)) (Glorot), the last layer's times last_scale;
-    biases and LayerNorm shifts 0, scales 1. ensemble > 0 adds a leading axis of that size.
+    biases and LayerNorm shifts 0, scales 1. norm: LayerNorm after each hidden layer. ensemble > 0
+    adds a leading axis of that size.
     """
     lead = (ensemble,) if ensemble else ()
     p, last = {}, len(sizes) - 2
@@ -210,7 +212,7 @@ def flatten(tree, prefix=""):
 
 
 def unflatten(flat):
-    """Inverse of `flatten` (empty dicts aside)."""
+    """Inverse of `flatten`, but that empty dicts are lost."""
     tree = {}
     for path, x in flat.items():
         *parents, name = path.split("/")
@@ -230,7 +232,8 @@ def tree_map(f, tree):
 
 
 def adam_init(params):
-    """Adam's state for a tree of parameters: step count and raw first and second moments."""
+    """Adam's state for a tree of parameters: step count, first (m) and second (v) moments, both
+    without bias correction."""
     return {"count": np.zeros((), np.int64), "m": tree_map(np.zeros_like, params),
             "v": tree_map(np.zeros_like, params)}
 
@@ -238,7 +241,8 @@ def adam_init(params):
 def adam(params, grads, state, lr, b1=0.9, b2=0.999, eps=1e-8):
     """One Adam step (Kingma & Ba 2015, Algorithm 1), in place on params and state.
 
-    grads may lack whole networks of params: those stay as they are, moments included.
+    grads may lack networks of params: these stay as they are, their moments too. All networks
+    share the step count.
     """
     state["count"] += 1
     t = int(state["count"])
@@ -251,7 +255,7 @@ def adam(params, grads, state, lr, b1=0.9, b2=0.999, eps=1e-8):
 
 
 def ema(target, params, rate):
-    """target <- (1 - rate) target + rate params, in place, for the networks that target has."""
+    """target <- (1 - rate) target + rate params, in place; target may lack networks of params."""
     source = flatten(params)
     for name, x in flatten(target).items():
         x[...] = (1 - rate) * x + rate * source[name]
@@ -265,7 +269,7 @@ def derivative_error(f, tree, grads):
 
     f maps a tree of arrays to a scalar; grads holds df/dx for some arrays of that tree. The
     complex step Im f(x + ih)/h with h = 1e-30 has no cancellation: it is exact to rounding.
-    Error of an array: max|a - b| / max(max|b|, 1e-3). Returns {name: error}.
+    Error of an array: max|a - b| / max(max|b|, 1e-3), a analytic, b by the step. -> {name: error}
     """
     flat = {k: x.astype(complex) if x.dtype.kind == "f" else x for k, x in flatten(tree).items()}
     tree, errors = unflatten(flat), {}

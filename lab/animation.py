@@ -2,9 +2,9 @@
 
     python -m lab.animation HIQL_RUN HIRO_RUN [FILE]    (default: pictures/agents.gif)
 
-takes two finished runs, of point-medium and point-umaze, and under a minute. Left: the agent, the
-subgoals of the high-level policy on the map of the value. Right: the agent, and the goal that the
-high-level policy gives every c steps.
+HIQL_RUN is a finished run of hiql.py on point-medium, HIRO_RUN one of hiro.py on point-umaze. It
+takes under a minute. Left: the agent and the current subgoal on a map of the value. Right: the
+agent and the place that the current goal names; a new goal comes every c steps.
 """
 
 import hiql                             # first: it sets one BLAS thread before numpy loads
@@ -24,7 +24,11 @@ TASK, FRAMES = 3, 60                    # task 4: its goal lies behind a wall
 
 
 def hiql_episode(problem, agent):
-    """One episode of the task -> path (T,2), goal (2,), subgoals (T,2), value map (n,)."""
+    """One episode of one task -> path (T+1,2), goal (2,), subgoals (T+1,2), values (n,).
+
+    A subgoal is the point whose representation is nearest to the one asked for, at each step; the
+    values are those of the n free points of `plots.lattice`.
+    """
     config, env, params = problem.config, problem.env, agent["params"]
     start, goal = (env.place(np.array([cell]), np.random.default_rng(0))
                    for cell in env.tasks[TASK])
@@ -38,7 +42,10 @@ def hiql_episode(problem, agent):
 
 
 def hiro_episode(problem, agent):
-    """One episode with the goal (0, 8) -> path (T,2), goal (2,), places asked for (T,2)."""
+    """One episode with the task's first test goal, (0, 8), to ten steps after it is reached.
+
+    -> path (T+1,2), goal (2,), and (>= T, 2): for each step the place of the current goal.
+    """
     config, task = problem.config, problem.env
     starts, goals = (x[:1] for x in next(iter(task.tests(np.random.default_rng(0), 1).values())))
     distance, paths, asked = online.rollout(task, problem.policies(agent, config), starts, goals,
@@ -49,7 +56,10 @@ def hiro_episode(problem, agent):
 
 
 def animate(file, left, right, mazes):
-    """Write both episodes, each stretched over FRAMES frames, as a gif."""
+    """Write two episodes as a gif, each stretched over FRAMES frames.
+
+    left: of `hiql_episode`; right: of `hiro_episode`; mazes: the `envs.Maze` of each.
+    """
     figure, axes = plots.plt.subplots(1, 2, figsize=(6.4, 3.3), dpi=75, layout="constrained")
     movers = []
     for ax, maze, title, (path, goal, aims, *values) in zip(
@@ -73,7 +83,7 @@ def animate(file, left, right, mazes):
             tip.set_data(*plots.plot_xy(maze, place[None]))
             agent.set_data(*plots.plot_xy(maze, path[t:t + 1]))
 
-    temporary = f"{file}.tmp.gif"                       # the writer goes by the ending
+    temporary = f"{file}.tmp.gif"                       # the ending names the format
     FuncAnimation(figure, draw, FRAMES).save(temporary, PillowWriter(fps=10))
     plots.plt.close(figure)
     os.replace(temporary, file)

@@ -1,18 +1,18 @@
 """What HIQL is compared with: flat, gciql, gcbc, hgcbc, and controllers that learn nothing.
 
-    python -m lab.baselines --agent gciql            takes the flags of hiql.py as well
-    python -m lab.baselines --agent hiql --env grid-fourrooms       hiql itself, to measure on
-                                                     grids how often its first actions are wrong
+    python -m lab.baselines --agent gciql            also takes the flags of hiql.py
+    python -m lab.baselines --agent hiql --env grid-fourrooms       hiql itself; on grids the
+                                                     summary has its shares of wrong first actions
 
 flat    one policy by AWR on HIQL's own value (Eq. 5)
 gciql   goal-conditioned IQL (Kostrikov et al. 2021): V and Q of positions, no phi
-gcbc    behaviour cloning of hindsight goals; hgcbc: the same with HIQL's two policies
+gcbc    behaviour cloning, given hindsight goals; hgcbc: the same with HIQL's two policies
 collector, straight, random         on point mazes: the controller that collected the data,
                                     straight at the goal, uniform actions
 
-Deviation D13: `flat` has phi and hiql's expectile (OGBench's GCIVL: no phi, 0.9). `gciql` takes its
-policy by AWR from the learned Q at hiql's expectile, so that it differs from flat in the value
-alone (IQL: from the target Q; OGBench's published GCIQL: by DDPG+BC at expectile 0.9). [D13]
+Deviation D13: `flat` has phi and hiql's expectile (OGBench's GCIVL: no phi, 0.9). `gciql` extracts
+its policy by AWR from the learned Q and has hiql's expectile, so that it differs from flat in the
+value alone (IQL: from the target Q; OGBench's published GCIQL: by DDPG+BC at expectile 0.9).
 """
 
 import hiql                             # first: it sets one BLAS thread before numpy loads
@@ -44,20 +44,20 @@ class Config(hiql.Config):
 
 
 def resolve(given):
-    """A whole Config, as `hiql.resolve`. ValueError: flags that mean nothing to the agent."""
+    """A whole Config, as `hiql.resolve`. ValueError also: flags that do not fit the agent."""
     agent, changes = given.get("agent", Config.agent), {}
     if agent not in AGENTS:
         raise ValueError(f"unknown agent {agent!r}; known: {', '.join(AGENTS)}")
     if agent != "hiql":
         changes["train_flat"] = False
     if agent not in ("hiql", "hgcbc"):
-        changes["subgoal_interval"] = 1                 # there is no high-level policy to ask
-    if agent in CLONES:                                 # nothing comes before cloning
+        changes["subgoal_interval"] = 1                 # no high-level policy to ask
+    if agent in CLONES:                                 # no advantage, no value phase
         changes.update(flat_alpha=0.0, high_alpha=0.0, low_alpha=0.0, policy_steps=0)
     if agent == "hgcbc":
         changes["rep_type"] = "none"                    # there is no value to learn phi from
     if agent in CONTROLLERS:
-        changes.update(steps=1, policy_steps=0)         # of nothing
+        changes.update(steps=1, policy_steps=0)         # an update without any loss
     config = hiql.resolve(given, Config, changes)
     if config.policy_steps and agent in (*CLONES, *CONTROLLERS):
         raise ValueError(f"--policy-steps needs a value to begin with, and {agent} has none")
@@ -76,7 +76,7 @@ def resolve(given):
 
 
 def heads(p, *inputs):
-    """Values (B,) or (2, B) of a network at the inputs; back(dv) -> grads."""
+    """Values (B,), of an ensemble (2, B), at inputs (B, .) side by side; back(dv) -> grads."""
     v, back = mlp(p, hiql.concat(*inputs))
     return v[..., 0], lambda dv: back(dv[..., None])[1]
 
@@ -91,7 +91,7 @@ def gciql_loss(params, batch, config):
 
     L_V = mean( |expectile - 1(A < 0)| A^2 ),  A = min_j T_j(s, a, g) - V(s, g)
     L_Q = sum_j mean( (r + gamma m V(s', g) - Q_j(s, a, g))^2 ).   T: target of Q.
-    Constants: T and the weight in L_V, V(s', g) in L_Q. s, s', g (B,S); a (B,A); r, m (B,).
+    Constants: T and the weight in L_V, V(s', g) in L_Q. s, s', g (B,S); a (B,2) or (B,); r, m (B,).
     """
     s, s1, g, r, m = (batch[x] for x in ("observations", "next_observations", "value_goals",
                                          "rewards", "masks"))
@@ -108,7 +108,7 @@ def gciql_loss(params, batch, config):
 
 
 def gciql_policy_loss(params, batch, config):
-    """AWR with A = min_j Q_j(s, a, g) - V(s, g) [D13]. Constants: A."""
+    """AWR with A = min_j Q_j(s, a, g) - V(s, g), g of `high_actor_goals` [D13]. Constants: A."""
     s, g, a = (batch[x] for x in ("observations", "high_actor_goals", "actions"))
     sg = config.encode.pair(s, g)
     adv = heads(params["q"], sg, vector(a))[0].min(0) - heads(params["v"], sg)[0]
@@ -117,7 +117,7 @@ def gciql_policy_loss(params, batch, config):
 
 
 def clone(name, params, x, target):
-    """Behaviour cloning: AWR with all weights 1."""
+    """Behaviour cloning of target by the policy `name` at x: `hiql.awr` with all weights 1."""
     return hiql.awr(name, params[name], x, target, np.ones(len(x), x.dtype))
 
 
@@ -128,7 +128,7 @@ def gcbc_loss(params, batch, config):
 
 
 def hgcbc_high_loss(params, batch, config):
-    """L = -mean log pi_h(w - s | s, g), w the state k steps ahead."""
+    """L = -mean log pi_h(w - s | s, g), w the state k steps ahead, but not beyond g."""
     s = batch["observations"]
     x = config.encode.pair(s, batch["high_actor_goals"])
     return clone("high", params, x, batch["high_actor_targets"] - s)
@@ -170,10 +170,10 @@ def init_params(config, env, data, rngs):
 
 
 def controller(env, kind, rng):
-    """act(s (N,2), g (N,2), t) -> actions (N,2) of a policy that learns nothing.
+    """act(s (N,2), g (N,2), t) -> actions (N,2) of a policy that learns nothing, on a point maze.
 
-    collector: that of the data sets, to the centre of the next cell + N(0, 0.5^2), clipped;
-    straight: clip(g - s, -1, 1), at the goal, walls or not; random: uniform.
+    kind collector: `env.follow` with noise 0.5, as for the data sets; straight: clip(g - s, -1, 1),
+    whatever walls lie between; random: uniform in [-1, 1]^2.
     """
     def act(s, g, t):
         if kind == "random":
@@ -195,22 +195,21 @@ def prepare(config, checkpoint=None):
         problem = hiql.prepare(config, checkpoint)
     else:
         if checkpoint is not None:
-            checkpoint.setdefault("params", {})         # a controller has none to save
+            checkpoint.setdefault("params", {})         # a controller saved none
         actor = hiql.hierarchical_actor if agent == "hgcbc" else hiql.flat_actor
         problem = offline.prepare(config, checkpoint, losses=LOSSES[agent], title=agent,
                                   init_params=init_params, sample=hiql.sample, learn=hiql.learn,
                                   actors={agent: actor}, draw=hiql.draw)
     if agent in CONTROLLERS:
         problem.actors = {agent: lambda params, config, rng: controller(problem.env, agent, rng)}
-    if agent in ("gciql", "gcbc"):                      # rows without actions are of no use to them
+    if agent in ("gciql", "gcbc"):                      # each row needs its action
         problem.data.valid = problem.data.labelled
     problem.evaluate = evaluate
     return problem
 
 
 def evaluate(problem, agent):
-    """As `offline.evaluate`; on grids also the shares of wrong first actions by the learned value,
-    see `theory.wrong_first_actions`."""
+    """As `offline.evaluate`; with HIQL's value on a grid also `wrong_first_actions` by it."""
     summary, shown = offline.evaluate(problem, agent)
     env, config, params = problem.env, problem.config, agent["params"]
     if env.discrete and "value" in params:

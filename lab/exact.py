@@ -1,18 +1,18 @@
 """Exact values on gridworlds: what HIQL's value loss converges to, counted and solved.
 
-On a grid the loss can be solved without a network. Count how often each (state, next state, goal)
-is drawn (`goal_counts`), then solve for the expectile of each (state, goal) (`expectile_values`).
-That fixed point is the answer a learned value is compared with.
+On a grid the loss can be minimised without a network. Count how often each (state, next state,
+goal) is drawn (`goal_counts`), then solve for the expectile of each (state, goal)
+(`expectile_values`). A learned value is compared with that fixed point.
 
     python -m lab.exact [FOLDER]    the exact values of the four rooms, drawn into FOLDER (default
                                     runs) as exact_values.png and chance.png; 5 seconds. Prints
-                                    how far apart two of them are.
+                                    the mean distance between two of them.
     python -m lab.exact --run DIR   for a finished run of hiql.py on a grid: the learned value
                                     beside the exact one, DIR/value_exact.png; 5 seconds. Prints
                                     the error and the rank correlation.
 
-n is the number of free cells. Values are arrays V[s, g] (n, n), with cells numbered as in
-`Maze.cells`, and count in discounted steps: -1 a step, 0 at the goal.
+n is the number of free cells; env is an `envs.GridWorld`. Values are arrays V[s, g] (n, n) in
+discounted steps (-1 a step, 0 at the goal), with cells numbered as in `Maze.cells`.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -32,12 +32,12 @@ from support.run import load_run
 
 
 def optimal_value(steps, discount):
-    """V* of a goal that many steps away: reward -1 a step, 0 at the goal, which absorbs."""
+    """V* of goals so many steps away, an array or a number: -1 a step, 0 at the absorbing goal."""
     return -(1 - discount ** np.asarray(steps, float)) / (1 - discount)
 
 
 def goal_counts(env, data, discount, p_curgoal, p_trajgoal, goal_reached_by="index"):
-    """The joint distribution of (s, s', g, success) that HIQL's value loss draws, counted.
+    """The joint distribution of (s, s', g, goal reached) that `hiql.sample` draws, counted.
 
     A row i with a transition is drawn uniformly. Its goal is row i itself with probability
     p_curgoal, row min(i + Geometric(1 - discount), last transition of the trajectory) with
@@ -84,11 +84,11 @@ def goal_counts(env, data, discount, p_curgoal, p_trajgoal, goal_reached_by="ind
 
 
 def expectile_values(env, at_goal, go_on, discount, expectile):
-    """The fixed point V (n, n) of HIQL's value loss, from `goal_counts`, to within 1e-12.
+    """The fixed point V (n, n) of HIQL's value loss, from `goal_counts`.
 
     V(s,g) is the expectile of y = 0 where the goal is reached and y = -1 + discount V(s',g)
-    elsewhere: the root of sum_y p(y) |expectile - 1(y < V)| (y - V) = 0. Pairs (s, g) that the
-    loss never draws are NaN.
+    elsewhere: the root of sum_y p(y) |expectile - 1(y < V)| (y - V) = 0. It is iterated until no
+    value changes by 1e-12. Pairs (s, g) that the loss never draws are NaN.
     """
     seen = at_goal + go_on.sum(1) > 1e-15
     at_goal, v = np.where(seen, at_goal, 1), np.zeros(at_goal.shape)    # 0 for pairs never drawn
@@ -100,10 +100,11 @@ def expectile_values(env, at_goal, go_on, discount, expectile):
 
 
 def _expectile(y, v, p, expectile, p_zero=0):
-    """The expectile (n, n), over the second axis, of y (n, m, n) with weight p and 0 with p_zero.
+    """Expectiles (n, n), over the second axis, of y (n, m, n) with weights p, like y or a number.
 
-    Newton's method from v. It is exact once no y changes sides. One step of it inside value
-    iteration would not be a contraction and might cycle.
+    The value 0 is added with weight p_zero (n, n). Newton's method from v (n, n): it is exact once
+    no y changes to the other side of v. It runs to its end, because a single Newton step in each
+    sweep of value iteration would not be a contraction and might cycle.
     """
     for _ in range(50):
         weight = p * np.where(y >= v[:, None], expectile, 1 - expectile)
@@ -122,10 +123,11 @@ def exact_value(config, env, data):
 
 
 def behaviour_counts(go_on):
-    """`goal_counts` with s' made independent of g: the same p(s), p(g | s) and p(s' | s).
+    """The go_on (n, 5, n) of `goal_counts` with s' made independent of g given s.
 
-    Its fixed point is the value of the policy that collected the data. Hindsight goals lie where
-    a trajectory went, so that given g the recorded s' is better than that policy's average step.
+    p(s), p(g | s) and p(s' | s) stay the same. The fixed point is then the expectile value of the
+    policy that collected the data. Hindsight goals lie where a trajectory went, so that given g the
+    recorded s' is better than that policy's average step.
     """
     pair, move = go_on.sum(1, keepdims=True), go_on.sum(2, keepdims=True)
     return pair * move / np.maximum(move.sum(1, keepdims=True), 1e-300)
@@ -135,7 +137,8 @@ def values_under_chance(env, discount, expectile):
     """Three exact values (n, n) on a slippery grid: why an action-free expectile is optimistic.
 
     The data are of uniform actions; goals absorb. Q(s,a,g) = E[-1 + discount V(s',g)] over slips.
-    -> optimal          V = max_a Q
+    -> a dict
+       optimal          V = max_a Q
        over actions     V = the expectile of Q over a (IQL): chance is averaged out first
        action-free      V = the expectile of -1 + discount V(s',g) over s' (HIQL): a lucky slip
                         counts like a good action
@@ -161,7 +164,7 @@ def values_under_chance(env, discount, expectile):
 
 
 def value_table(env, value):
-    """V (n, n) of all pairs of cells by value(s (N,2), g (N,2)) -> (N,), as a network gives it."""
+    """V (n, n) of all pairs of cells, by a function value(s (N,2), g (N,2)) -> (N,)."""
     cells, n = env.place(env.cells), len(env.cells)
     return value(cells.repeat(n, 0), np.tile(cells, (n, 1))).reshape(n, n)
 
@@ -180,8 +183,10 @@ def compare_values(learned, exact):
 
 
 def draw_exact_values(path, env, data, discount=0.95, expectile=0.7):
-    """Three exact values of task 1's goal, as maps; returns the two fixed points (n, n):
-    that of HIQL's loss, and that with s' independent of g (`behaviour_counts`)."""
+    """Draw three exact values of task 1's goal as maps.
+
+    -> two fixed points (n, n): of HIQL's loss, and with s' independent of g (`behaviour_counts`).
+    """
     at_goal, go_on = goal_counts(env, data, discount, 0.2, 0.5)
     hiql_values = expectile_values(env, at_goal, go_on, discount, expectile)
     behaviour = expectile_values(env, at_goal, behaviour_counts(go_on), discount, expectile)
@@ -201,7 +206,7 @@ def draw_exact_values(path, env, data, discount=0.95, expectile=0.7):
 
 
 def draw_chance(path, discount=0.95, expectile=0.9):
-    """Mean `values_under_chance` over the distance to the goal, without and with slips."""
+    """Draw the mean of each of `values_under_chance` at each distance, without and with slips."""
     figure, axes = plots.plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
     for ax, slip in zip(axes, (0.0, 0.5)):
         env = envs.make("grid-fourrooms", slip=slip)
@@ -217,7 +222,7 @@ def draw_chance(path, discount=0.95, expectile=0.9):
 
 
 def draw_comparison(path, env, learned, exact):
-    """For each task a map of learned[:, g] above one of exact[:, g] in the same colours."""
+    """For each task a map of learned[:, g] (n,) above one of exact[:, g] in the same colours."""
     tasks = len(env.tasks)
     figure, axes = plots.plt.subplots(2, tasks, squeeze=False, figsize=(3 * tasks, 5.4),
                                       layout="constrained")
@@ -238,7 +243,7 @@ def draw_comparison(path, env, learned, exact):
 
 
 def show_exact_values(folder):
-    """`python -m lab.exact FOLDER`: the two pictures, and the distance of two fixed points."""
+    """`python -m lab.exact FOLDER`: both pictures; prints how far apart the fixed points are."""
     os.makedirs(folder, exist_ok=True)
     env = envs.make("grid-fourrooms")
     data = env.dataset(np.random.default_rng(0))
@@ -251,7 +256,7 @@ def show_exact_values(folder):
 
 
 def compare_run(folder):
-    """`python -m lab.exact --run FOLDER`: the picture and the two numbers of a finished run.
+    """`python -m lab.exact --run DIR`: picture, error and rank correlation of a finished run.
 
     ValueError if the run is not on a grid, or has not learned a value.
     """

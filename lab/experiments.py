@@ -1,9 +1,8 @@
 """Experiments and their results: what lab/experiments.ini says, and what results/ holds.
 
 results/NAME.csv has a line for each finished run of the experiment NAME, and results/NAME.json the
-configuration of each row. `run_experiment` adds the runs that are missing, and `gather` those that
-were made elsewhere. lab/tables.py makes tables of the results and is the program: its `run` and
-`report --gather` call these two.
+configuration of each row. `run_experiment` adds the runs that are missing, and `gather` adds those
+made elsewhere. The program is lab/tables.py: its `run` and `report --gather` call these two.
 """
 
 import configparser
@@ -26,7 +25,7 @@ class Experiment:
     """A section of experiments.ini."""
 
     title: str
-    columns: list           # columns of results/NAME.csv that the table shows
+    columns: list           # columns of results/NAME.csv that tables and comparisons show
     each: list              # columns shown for every seed too; default: the first of `columns`
     picture: list           # columns that `tables.draw_experiment` draws
     beside: list            # rows of other experiments to show first: NAME:ROW[:PART]
@@ -75,12 +74,12 @@ def _experiment(name, section):
 
 
 def parts_of(reference):
-    """"NAME:ROW:PART" -> (NAME, ROW, PART); what is not there is ""."""
+    """"NAME:ROW:PART" -> (NAME, ROW, PART); a missing part is ""."""
     return (reference.split(":", 2) + ["", ""])[:3]
 
 
 def is_row(reference, known):
-    """Whether NAME:ROW or NAME:ROW:PART names a row of the experiments known."""
+    """Whether NAME:ROW or NAME:ROW:PART names a row of known, {name: Experiment}."""
     name, row, _ = parts_of(reference)
     return name in known and row in known[name].rows
 
@@ -98,9 +97,10 @@ def command_line(command):
 
 
 def recorded(name, folder=None):
-    """(rows, {row: configuration}) of results/<name>, or of another folder; empty if not run.
+    """(rows, {row: configuration}) of results/<name> or <folder>/<name>; both empty if not run.
 
-    ValueError if they are damaged: no lines, lines cut short, or two for one seed.
+    rows: a dict of strings for each run. ValueError: a file without lines, with a line cut short,
+    or with two lines for one row and seed.
     """
     path = os.path.join(folder or os.path.join(HERE, "results"), name)
     rows = read_rows(f"{path}.csv") if os.path.exists(f"{path}.csv") else []
@@ -116,7 +116,7 @@ def recorded(name, folder=None):
 
 
 def record(name, rows, configs, folder=None):
-    """Write what `recorded` reads."""
+    """Write rows and configurations where `recorded` reads them."""
     path = os.path.join(folder or os.path.join(HERE, "results"), name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     write_rows(f"{path}.csv", rows)
@@ -126,8 +126,9 @@ def record(name, rows, configs, folder=None):
 def run_experiment(name, jobs, seed=None, out=None):
     """Run what results/<name>.csv lacks, `jobs` processes at once -> labels of failed runs.
 
-    A row is written as each run ends, and beside it, in <name>.json, its configuration without
-    the seed. seed, out: only this seed of every row, into <out>/<name>_seed<seed>.csv.
+    As each run ends, its line is added to <name>.csv and its configuration without the seed to
+    <name>.json. seed, out: only this seed of every row, into <out>/<name>_seed<seed>.csv.
+    ValueError: a seed that is not the experiment's, or a run folder begun by another command.
     """
     experiment, file = read_experiments()[name], f"{name}_seed{seed}" if out else name
     planned = sorted(set().union(*experiment.seeds.values()))
@@ -160,18 +161,18 @@ def run_experiment(name, jobs, seed=None, out=None):
 
 
 def _is_begun_by_another(program, words, folder):
-    """Whether a folder holds a run of another program, or of this one with other words."""
+    """Whether a folder holds a run of another program, or of this one with other flags."""
     path = os.path.join(folder, "config.json")
     if not os.path.exists(path):
         return False
     begun = read_json(path)
     name = " ".join(program) if program[0] == "-m" else os.path.relpath(program[0], HERE)
-    return (begun.get("program", name) != name                  # older runs did not note it
+    return (begun.get("program", name) != name                  # older runs lack it
             or begun.get("argv", [])[:len(words)] != words)
 
 
 def _add_configuration(configs, row, config, where):
-    """Note a row's configuration, or refuse one that differs from that of its other seeds."""
+    """Add a row's configuration to configs; ValueError if it differs from its other seeds'."""
     config = {name: x for name, x in config.items() if name != "seed"}
     known = configs.setdefault(row, config)
     other = [f"{name} {config[name]} instead of {known[name]}" for name in known
@@ -182,7 +183,10 @@ def _add_configuration(configs, row, config, where):
 
 
 def gather(folder):
-    """Add to results/ the rows that `run NAME --seed N --out folder` wrote; -> their number."""
+    """Add to results/ the runs it lacks of `run NAME --seed N --out folder` -> their number.
+
+    ValueError: files or rows that are not of lab/experiments.ini, or another configuration.
+    """
     added, known = 0, read_experiments()
     found = sorted(f for f in os.listdir(folder) if re.fullmatch(r".+_seed\d+\.csv", f))
     if not found:
@@ -210,10 +214,10 @@ def gather(folder):
 
 
 def cost(name):
-    """(core-minutes of an experiment by the runs in results/, their number, the number planned).
+    """(core-minutes of all planned runs of an experiment, runs in results/, runs planned).
 
-    Missing seeds are taken to cost what their row's others did, missing rows what all rows did;
-    0 without any run.
+    A missing seed is taken to cost the mean of its row, a missing row the mean of all rows; without
+    any run the cost is 0.
     """
     experiment, rows, minutes = read_experiments()[name], recorded(name)[0], 0.0
     all_seconds = [float(r["train_seconds"]) for r in rows]

@@ -16,15 +16,16 @@ import numpy as np
 
 from support import online
 
-ENDLESS = 10_000                        # an episode of more steps has no time limit
+ENDLESS = 10_000                        # a longer episode is taken to have no time limit
 
 
 class GymAdapter:
-    """An environment by Gymnasium's calls, seen by the convention of `envs.GoalEnv`.
+    """A Gymnasium environment with the observations of `envs.GoalEnv` and actions in [-1, 1]^A.
 
-    Dict observations: the position is achieved_goal, put before observation unless that begins
-    with it. Arrays: the position is obs[position] (a slice or indices), put first, and the task's
-    goal (D,) is given. Actions are in [-1, 1]^A. ValueError: what the environment lacks.
+    Dict observations: the position is achieved_goal (P,); it is put before the entry observation
+    unless that already begins with it. Arrays: the position is obs[position] (a slice or indices),
+    which is moved to the front, and goal (D,) is the task's. endless: steps after which an episode
+    is refused. ValueError: the environment lacks a Box of actions or a goal.
     """
 
     def __init__(self, env, goal=None, position=slice(0, 2), endless=ENDLESS):
@@ -42,7 +43,7 @@ class GymAdapter:
             raise ValueError("observations hold a desired_goal; give no goal beside it")
         if not isinstance(obs, dict) and goal is None:
             raise ValueError("observations are arrays without a goal: train(..., goal=...)")
-        if isinstance(obs, dict):                       # at rest they might be equal by chance
+        if isinstance(obs, dict):                       # compared twice: a match may be chance
             moved = env.step(self.action(np.ones(len(low))))[0]
             self.begins = self._begins(obs) and self._begins(moved)
 
@@ -52,7 +53,7 @@ class GymAdapter:
         return len(o) >= len(p) and np.array_equal(o[:len(p)], p)
 
     def observe(self, obs):
-        """An observation as a dict of observation (S,), position first, and both goals."""
+        """A dict of observation (S,), position first, achieved_goal (P,), desired_goal (D,)."""
         if isinstance(obs, dict):
             s, p, task = (np.ravel(obs[k]) for k in ("observation", "achieved_goal",
                                                      "desired_goal"))
@@ -64,19 +65,19 @@ class GymAdapter:
         return {"observation": s, "achieved_goal": p, "desired_goal": task}
 
     def action(self, a):
-        """a in [-1,1]^A as an action of the environment, in its dtype."""
+        """a (A,) in [-1, 1] scaled to the environment's range, in the dtype of its actions."""
         space = self.env.action_space
         return np.clip(self.centre + self.half_width * a, space.low, space.high).astype(
             getattr(space, "dtype", float))
 
     def reset(self, seed=None, options=None):
-        """Gymnasium's reset."""
+        """Gymnasium's reset; options are ignored."""
         self.time = 0
         obs, info = self.env.reset(seed=seed)
         return self.observe(obs), info
 
     def step(self, a):
-        """Gymnasium's step with an action in [-1,1]^A. ValueError: an episode without end."""
+        """Gymnasium's step with a (A,) in [-1, 1]. ValueError: an episode without end."""
         self.time += 1
         if self.time > self.endless:
             raise ValueError(f"an episode did not end in {self.time} steps; the environment needs "
@@ -92,12 +93,15 @@ class GymAdapter:
 
 def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=None,
           program=hiro):
-    """Train HIRO on an environment; config: of `hiro.resolve`, its env is ignored.
+    """Train HIRO on an environment; config: of `program.resolve`, its env is ignored.
 
-    goal, position: of `GymAdapter`. goal_range: half-width of the high-level policy's goals, a
-    number or (P,); without it and config.goal_range 0 the 95th percentile of the moves in c steps
-    of the warm-up. program: hiro or lab.td3. -> namespace with summary (dict), agent, and actor(),
-    which returns a new episode's act(observation) -> action of the environment.
+    goal, position: of `GymAdapter`. goal_range: half-width of the high-level policy's goals in
+    units of the position, a number or (P,); without it config.goal_range holds, where 0 stands for
+    the 95th percentile of the warm-up's moves in c steps. run: a `support.run.Run`; without one
+    nothing is written. program: hiro or lab.td3.
+    -> namespace with summary (dict), agent, and actor(), which returns a new episode's
+    act(observation) -> action, both as the environment has them.
+    ValueError: what `GymAdapter` or `program.prepare` refuses, or a goal_range not above 0.
     """
     adapter = GymAdapter(env, goal, position, max(config.steps, ENDLESS))
     problem = program.prepare(config, env=adapter, evaluate=evaluate)
@@ -113,7 +117,11 @@ def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=
 
 
 def evaluate(problem, agent):
-    """Success, final distance and return, episode by episode -> summary, {}."""
+    """Means over eval_episodes episodes, played one after the other -> summary, {}.
+
+    success: at any step; success_last_step; final_distance: from achieved_goal to desired_goal, NaN
+    if their sizes differ; return: the sum of the environment's rewards.
+    """
     config, env, results = problem.config, problem.env, []
     rng = np.random.default_rng([config.seed, int(agent["step"])])
     actor = online.actors(problem, agent, rng)

@@ -1,27 +1,28 @@
 """OGBench's pointmazes: simulator, data files, input encodings and tuned settings.
 
 Park et al. 2024, arXiv 2410.20092. The registry of envs.py names `OGBenchMaze` for its
-environments pointmaze-{medium,large,giant,teleport}-{navigate,stitch}-v0. The steps were fitted to
-those of OGBench 1.2.1 under MuJoCo 3.2.4, some of which are kept in data/ogbench_steps.npz. A data
-set of a million rows is made when it is first asked for, and kept in datasets/NAME.npz. There is
-nothing to run here: `python hiql.py --env pointmaze-large-navigate-v0`.
+environments pointmaze-{medium,large,giant,teleport}-{navigate,stitch}-v0. The simulator's steps
+were fitted to those of OGBench 1.2.1 under MuJoCo 3.2.4; data/ogbench_steps.npz holds some of them.
+A data set of a million rows is made when it is first asked for, and kept in datasets/NAME.npz.
+There is nothing to run here: `python hiql.py --env pointmaze-large-navigate-v0`.
 
-`settings` holds what the environments change in hiql.Config's defaults. The preset "paper" has
-OGBench's numbers, but for shorter training; the preset "fast" differs from them further:
+SETTINGS and FAST hold what the environments change in hiql.Config's defaults. The preset "paper"
+has OGBench's numbers, but a shorter training, smaller batches and networks [D12]. The preset "fast"
+differs further:
  D15 Encoding: beside the position the networks see a radial basis function (RBF) for each cell,
-     because RBFs separate neighbouring corridors from the first update on; and beside a state and
-     its goal the direction from one to the other, because RBFs alone blur the last steps to a
-     goal. Stitch data go without the direction: with it, values of their short trajectories leak
-     through walls. The authors' code and OGBench: positions alone.
+     because RBFs separate neighbouring corridors from the first update on. Beside a state and its
+     goal they see the direction from one to the other, because RBFs alone blur the last steps to a
+     goal. On stitch data there is no direction: with it, the value learned from their short
+     trajectories leaks through walls. The authors' code and OGBench: positions alone.
  D16 Horizon and value goals, for paths of 200 to 600 steps: discount 0.997, on giant 0.998
      (OGBench: 0.99, on giant 0.995); 70 % of the value goals from the trajectory's future and 10 %
      random (OGBench: 50 and 30 %). On stitch data that future is drawn with the discount 0.99:
      with 0.997 most goals would be the last of a trajectory's 200 rows.
  D17 Optimisation, for a shorter training: the value before the policies [D9] and tau 0.3 [D12];
-     Adam 1e-3, because with 2e-3 and RBFs half of the runs died early. The high-level policy is
-     asked every 10 steps [D10], because asked at every step it wavers between two ways of one
-     length. On stitch data its inverse temperature is 0.3: with 10, nearly all its weights would
-     be at their bound of 100.
+     Adam 1e-3, because with 2e-3 and RBFs half of the runs died early: their units never responded
+     again. The high-level policy is asked every 10 steps [D10], because asked at every step it
+     wavers between two paths of equal length. On stitch data its inverse temperature is 0.3: with
+     10, nearly all of its AWR weights would be at their bound of 100.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -49,14 +50,14 @@ TELEPORT = """
 TELEPORT_TASKS = [((1, 10), (7, 1)), ((1, 1), (7, 10)), ((5, 6), (7, 10)), ((7, 1), (7, 10)),
                   ((5, 6), (7, 1))]
 
-# By patterns of names, the later ones winning: with every preset, and with the preset "fast".
+# Keyed by patterns of environment names, of which later ones win. SETTINGS: with every preset.
 SETTINGS = {
     "*": dict(discount=0.99, subgoal_steps=25, steps=45_000, train_flat=False, eval_episodes=50,
               eval_interval=5000),
     "*-giant-*": dict(discount=0.995),
     "*-stitch-*": dict(actor_p_randomgoal=0.5),       # short trajectories
 }
-FAST = {                                                        # [D15][D16][D17]
+FAST = {                                # with the preset "fast", after SETTINGS [D15][D16][D17]
     "*": dict(encoding="rbf+direction", discount=0.997, value_p_trajgoal=0.7, tau=0.3, lr=1e-3,
               steps=30_000, policy_steps=15_000, subgoal_interval=10),
     "*-giant-*": dict(discount=0.998),
@@ -67,12 +68,12 @@ FAST = {                                                        # [D15][D16][D17
 class OGBenchMaze(envs.PointMaze):
     """OGBench's pointmaze without MuJoCo: pos += 0.2 clip(a, -1, 1), then its soft contact.
 
-    Measured on the simulator: a penetration p of one wall becomes 0.1772152 p along the normal;
-    with several contacts MuJoCo's convex problem, in one static step of the plane (see _soften).
-    Inlets (`i` in the layout): from within 1.5 of one the agent starts its next step at one of
-    the outlets (`o`), drawn uniformly; as in OGBench the observation shows the jump then. Where
-    it was placed in an inlet, OGBench's first step would not begin with a jump.
-    By `envs.GoalEnv` the reward is -1 or 0; OGBench's is 0 or 1.
+    Measured on the simulator: a penetration p of one wall becomes 0.1772152 p along the normal.
+    Several contacts are MuJoCo's convex problem, in one static step in the plane (`_soften`).
+    Inlets (`i` in the layout): an agent within 1.5 of one starts its next step at one of the
+    outlets (`o`), drawn uniformly; the observation after that step is the first to show the jump,
+    as in OGBench. An agent placed in an inlet jumps at its first step; OGBench's does not.
+    The reward of `envs.GoalEnv` is -1 or 0; OGBench's is 0 or 1.
     """
 
     symbols, connected = "#.io", False
@@ -85,7 +86,7 @@ class OGBenchMaze(envs.PointMaze):
         self.inlets, self.outlets = (self.centre(np.argwhere(self.layout == x)) for x in "io")
 
     def settings(self, preset):
-        """SETTINGS of this name, with the preset "fast" also FAST, then those of its entry."""
+        """SETTINGS of this name, with the preset "fast" also FAST, then those of the registry."""
         changes = {}
         for table in (SETTINGS, FAST) if preset == "fast" else (SETTINGS,):
             for pattern, more in table.items():
@@ -97,7 +98,8 @@ class OGBenchMaze(envs.PointMaze):
         """The data set, the same for every seed (rng is not used), kept in `folder`.
 
         Made by OGBench's recipe, so that it agrees with the published file in distribution, not
-        row by row. A file of that name, such as the published one, is used as it is.
+        row by row. A file NAME.npz that is already there, such as the published one, is used as it
+        is. ValueError: that file is no data set.
         """
         path = os.path.join(folder, f"{self.name}.npz")
         if not os.path.exists(path):
@@ -119,15 +121,14 @@ class OGBenchMaze(envs.PointMaze):
 
     @cached_property
     def next_cell(self):
-        """As in Maze, ties in OGBench's order: stay, up, left, down, right; stays if no path."""
+        """As in Maze; ties in OGBench's order: stay, up, left, down, right; i if no path."""
         to = self.cells[:, None] + np.array([(0, 0), (-1, 0), (0, -1), (1, 0), (0, 1)])
         to = self.index[to[..., 0], to[..., 1]]                         # (n, 5), wall -1
         ahead = np.where(to[..., None] < 0, len(to), self.distance[to])
         return np.take_along_axis(to, ahead.argmin(1), 1)
 
     def jump(self, s, rng):
-        """Where agents observed at s (N, 2) start their next step from: elsewhere, if s is in an
-        inlet."""
+        """Where agents observed at s (N, 2) start their next step: from an inlet, at an outlet."""
         s = np.array(s, float)
         for inlet in self.inlets:
             inside = np.flatnonzero(((s - inlet) ** 2).sum(-1) <= 1.5**2)
@@ -136,8 +137,10 @@ class OGBenchMaze(envs.PointMaze):
         return s
 
     def move(self, s, a, rng=None):
-        """s (N, 2), a (N, 2), clipped to [-1, 1] -> s' (N, 2). rng draws the outlets; without it
-        nobody jumps."""
+        """s (N, 2), a (N, 2), clipped to [-1, 1] -> s' (N, 2).
+
+        rng draws the outlets; without it no agent jumps.
+        """
         step = self._step(s, a)
         s = (np.array(s, float) if rng is None else self.jump(s, rng)) + step
         depth, normal = self._contacts(s)[:2]
@@ -151,8 +154,9 @@ class OGBenchMaze(envs.PointMaze):
         MuJoCo's contact problem with pyramidal friction cones (Todorov et al. 2012), in one step:
             min_u |u|^2 + stiffness sum_f max(0, push depth_f - J_f u)^2
         over the facets f of every contact, J = n, n, n + friction t and n - friction t, by
-        Newton's method; push is such that a single contact leaves `left` of its depth. The two
-        numbers were fitted to the simulator's steps, those with several contacts included.
+        Newton's method; t is the tangent, and push is such that a single contact keeps the share
+        `left` of its depth. stiffness and friction were fitted to the simulator's steps, including
+        those with several contacts.
         """
         tangent = self.friction * np.stack([-normal[..., 1], normal[..., 0]], -1)
         J = np.concatenate([normal, normal, normal + tangent, normal - tangent], 1)
@@ -168,7 +172,7 @@ class OGBenchMaze(envs.PointMaze):
 class RadialBasis(envs.Encoding):
     """Beside the position 3 exp(-|x - m|^2 / (2 b^2)), b = 3/4 side, for the centre m of each cell.
 
-    Walls have their functions too, so that nothing is told of where they are [D15].
+    Wall cells have RBFs too, so that the encoding does not reveal where walls are [D15].
     """
 
     def __init__(self, env):
@@ -180,7 +184,7 @@ class RadialBasis(envs.Encoding):
     def __call__(self, x):
         """Positions (..., 2) -> (..., 2 + cells, walls included)."""
         along_x, along_y = (np.exp(-0.5 * ((x[..., axis, None] - m) / self.width) ** 2)
-                            for axis, m in enumerate(self.centres))     # exp of a sum: a product
+                            for axis, m in enumerate(self.centres))     # factors by axis
         rbf = 3 * along_y[..., :, None] * along_x[..., None, :]
         rbf[rbf < 1e-30] = 0            # subnormal numbers would make products ten times slower
         return np.concatenate([x, rbf.reshape(*x.shape[:-1], -1)], -1)
@@ -189,7 +193,8 @@ class RadialBasis(envs.Encoding):
 class GoalDirection(envs.Encoding):
     """Beside a state and its goal the direction d = 6 x / sqrt(|x|^2 + 4), x = g - s.
 
-    Near the goal d is 3 x, far from it 6 x / |x|; it bends half a cell away [D15].
+    Near the goal d is 3 x, far from it 6 x / |x|; it turns from one to the other around |x| = 2,
+    half a cell [D15].
     """
 
     extra = 2
@@ -200,7 +205,7 @@ class GoalDirection(envs.Encoding):
 
 
 class RadialBasisAndDirection(GoalDirection, RadialBasis):
-    """Both."""
+    """RBFs beside the position, and the direction beside a state and its goal."""
 
 
 def make_encoding(name, env):

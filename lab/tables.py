@@ -1,17 +1,18 @@
 """Tables, comparisons and pictures of results/, and the program that runs experiments.
 
 An experiment is a section of lab/experiments.ini: a command line for each row of its table, and
-seeds. lab/experiments.py reads it and writes results/; here README.md, docs/ and pictures/ get what
-is made of them.
+seeds. lab/experiments.py reads it and writes results/; this module renews README.md, docs/ and
+pictures/ from results/.
 
     python -m lab.tables --list                         every experiment, its cost, what it shows
     python -m lab.tables run NAME [--jobs N]            the runs that results/NAME.csv lacks
-    python -m lab.tables run NAME --seed N --out DIR    one seed, for a cluster; and then
-    python -m lab.tables report [--gather DIR]          renew tables and pictures from results/
+    python -m lab.tables run NAME --seed N --out DIR    one seed alone, for a cluster
+    python -m lab.tables report [--gather DIR]          renew tables and pictures from results/,
+                                                        after adding what --seed --out DIR wrote
     python -m lab.tables compare NAME:ROW NAME:ROW      their difference, with its interval
 
-`run` takes what --list says and writes results/NAME.csv, a line for each finished run, and
-results/NAME.json, the configuration of each row. The others take seconds.
+`run` takes the core-minutes that --list prints. It writes results/NAME.csv, a line for each
+finished run, and results/NAME.json, the configuration of each row. The others take seconds.
 
 Rows are named NAME:ROW. NAME:ROW:PART is the agent that was trained beside ROW, in the same runs:
 default:hiql:flat has the columns flat_... of default:hiql.
@@ -40,9 +41,9 @@ PROGRAM = "python -m lab.tables"
 
 
 def runs_of(reference):
-    """The runs of NAME:ROW, sorted by seed, as dicts of strings.
+    """The runs of NAME:ROW in results/, sorted by seed, as dicts of strings.
 
-    Of NAME:ROW:PART they have only seed, train_seconds and the columns PART_..., without PART_.
+    For NAME:ROW:PART: seed, train_seconds and the columns PART_..., renamed without PART_.
     """
     name, row, part = parts_of(reference)
     runs = sorted((r for r in recorded(name)[0] if r["row"] == row), key=lambda r: int(r["seed"]))
@@ -54,8 +55,8 @@ def runs_of(reference):
 
 
 def shown_rows(name):
-    """{label: (runs, number of seeds planned)} of what is in results/ for the table of an
-    experiment: the rows named `beside` first, then its own."""
+    """{label: (runs, number of seeds planned)} of the rows of an experiment's table that have runs:
+    those named `beside` first, then its own."""
     known, found = read_experiments(), {}
     for reference in known[name].beside + [f"{name}:{row}" for row in known[name].rows]:
         if runs := runs_of(reference):
@@ -70,10 +71,10 @@ def shown_rows(name):
 
 
 def interval(*samples):
-    """Interquartile mean over the seeds of one sample, or the difference of those of two, and its
-    95 % percentile-bootstrap interval: (mean, low, high).
+    """(mean, low, high): interquartile mean over seeds, and its 95 % percentile-bootstrap interval.
 
-    Whole seeds are drawn anew: every draw has all tasks, and those that fail together stay so.
+    samples: one, a number for each seed; or two, for the difference of their interquartile means.
+    Whole seeds are resampled, so that tasks that fail together in a seed stay together.
     """
     def statistic(*drawn, axis=-1):
         means = [trim_mean(x, 0.25, axis=axis) for x in drawn]
@@ -86,7 +87,10 @@ def interval(*samples):
 
 
 def estimate(x):
-    """"mean [low, high]" of `interval`; of three seeds or two "mean (lowest to highest)"."""
+    """"mean [low, high]" of `interval` for numbers x of four seeds or more.
+
+    For two or three seeds "mean (lowest to highest)", the plain mean; for one the number.
+    """
     if not x:
         return ""
     numbers = (np.mean(x), min(x), max(x)) if len(x) < 4 else interval(x)
@@ -96,8 +100,12 @@ def estimate(x):
 
 
 def compare(one, other):
-    """The differences of two rows, NAME:ROW[:PART]: a line for each column of the first experiment
-    that both have, except the memory, with both interquartile means and the 95 % interval."""
+    """The differences of two rows, NAME:ROW[:PART]: lines of text.
+
+    A line for each column of the first experiment's table that holds one number for each run in
+    both, except peak_mb: both interquartile means, their difference and its 95 % interval.
+    ValueError: a row without runs.
+    """
     sides, lines = [runs_of(one), runs_of(other)], []
     for reference, side in zip((one, other), sides):
         if not side or not set(side[0]) - {"seed", "train_seconds"}:
@@ -119,9 +127,9 @@ def compare(one, other):
 
 
 def table(name):
-    """The markdown table of an experiment: title, a line for each row, where it comes from.
+    """The markdown table of an experiment: title, a line for each row, source.
 
-    If there is one row alone and much of it, the table has a line for each column.
+    A table of one row and more than eight columns is transposed.
     """
     experiment, rows = read_experiments()[name], recorded(name)[0]
     if not rows:
@@ -163,7 +171,7 @@ def _cell(runs, column, is_list):
 
 
 def _short(text):
-    """A number for a list of all seeds: 0.95, 27500, or - where there is none."""
+    """One seed's number in a list of all seeds: "0.95", "27500", or "-" if it is missing."""
     return "-" if not text else f"{float(text):.2f}" if float(text) < 10 else f"{float(text):.0f}"
 
 
@@ -175,8 +183,8 @@ def _minutes(runs):
     return f"{np.mean([float(r['train_seconds']) for r in runs]) / 60:.1f}"
 
 
-# The lines of the README's first table, with the row that each shows; and for such a row the row
-# that has the published settings on the same task.
+# README's first table, {line: the row it shows}; and {such a row: the row with the published
+# settings on the same task}.
 HEADLINE = {
     "default maze, HIQL": "default:hiql",
     "default maze, flat policy on HIQL's value": "default:hiql:flat",
@@ -189,8 +197,8 @@ PUBLISHED_SETTINGS = {"ogbench:large-navigate": "ogbench_agents:hiql, published 
 
 
 def headline():
-    """The table of HEADLINE: success, its range over seeds, the success that HIQL's row of
-    OGBench's table has, and that of the published settings here."""
+    """The table of HEADLINE: success, its range over seeds, the success published by OGBench, the
+    success of the published settings here, minutes."""
     lines = [["task", "success", "lowest to highest seed", "published", "published settings here",
               "minutes"]]
     lines += [[task, *_headline_cells(reference)] for task, reference in HEADLINE.items()]
@@ -222,7 +230,7 @@ def _successes(runs):
 
 
 def report(text, file="README.md"):
-    """A text with what stands between its marks renewed from results/.
+    """The text with everything between its marks renewed from results/.
 
     Marks are lines of their own: `<!-- table NAME -->`, `<!-- compare NAME:ROW - NAME:ROW -->` or
     `<!-- headline -->`, and `<!-- end -->`. ValueError, with the name of the file: a mark without
@@ -245,7 +253,7 @@ def report(text, file="README.md"):
 
 
 def _renewed(kind, what, file):
-    """What belongs after a mark."""
+    """The text that belongs after a mark `<!-- kind what -->`."""
     if kind == "headline":
         return headline()
     if kind == "table":
@@ -259,7 +267,7 @@ def _renewed(kind, what, file):
     try:
         lines = [f"{PROGRAM} compare {shlex.join(references)}", *compare(*references)]
     except ValueError as e:
-        lines = [str(e)]                                # still to be run
+        lines = [str(e)]                                # a row without runs
     return "\n".join(f"    {line}" for line in lines)
 
 
@@ -286,11 +294,11 @@ def renew():
 
 
 def draw_experiment(name):
-    """pictures/<name>.png: the columns `picture`, every seed.
+    """Draw the columns `picture` of an experiment, every seed: pictures/<name>.png.
 
-    A column of lists (over training, or over the distance): a panel for each row, each seed a thin
-    line under the mean. A column of numbers: one panel, for each row the seeds as dots above their
-    interquartile mean and its interval.
+    A column of lists (over training, or over the distance to the goal) has a panel for each row: a
+    thin line for each seed under their mean. A column of numbers has one panel: for each row the
+    seeds as dots, and below them their interquartile mean and its interval.
     """
     rows, panels = shown_rows(name), []                 # panels: (column, {row: (seeds, length)})
     for column in read_experiments()[name].picture:
@@ -322,7 +330,7 @@ def draw_experiment(name):
 
 
 def _draw_dots(ax, runs, label):
-    """runs {row: (seeds, 1)}: a line of dots for each row, the first one on top."""
+    """runs {row: array (seeds, 1)}: a line of dots for each row, the first one on top."""
     for i, x in enumerate(runs.values()):
         mean, low, high = interval(x[:, 0])
         ax.plot(x[:, 0], np.full(len(x), -i), "C0o", ms=4, alpha=0.4)
@@ -334,8 +342,11 @@ def _draw_dots(ax, runs, label):
 
 
 def _draw_curves(ax, y, steps):
-    """y (seeds, length): a thin line for each seed under their mean, over a training of so many
-    steps, or if steps is None over the distance to the goal, from 1."""
+    """y (seeds, length): a thin line for each seed under their mean.
+
+    The horizontal axis is a training of so many steps, or, if steps is None, the distance to the
+    goal, from 1.
+    """
     x = np.arange(1, y.shape[1] + 1) * (steps / y.shape[1] if steps else 1)
     ax.plot(x, y.T, "C0", lw=0.6, alpha=0.5)
     ax.plot(x, y.mean(0), "C1", lw=2)
@@ -375,7 +386,7 @@ def _parser(names):
 
 
 def main():
-    """The program."""
+    """Run the command in sys.argv. `run` exits with 1 if a run failed; bad input exits with 2."""
     try:
         given = _parser(list(read_experiments())).parse_args()
         if given.list:

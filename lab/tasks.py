@@ -16,16 +16,16 @@ import envs
 
 
 class FourRoomsTask(envs.GoalEnv):
-    """grid-fourrooms by a vector action: the axis of its largest component moves the agent.
+    """grid-fourrooms with actions in [-1, 1]^2: one cell along the axis of the larger component.
 
-    A largest component below 0.5 stays. Start and goal are cells of different rooms (doors belong
-    to none). Reward minus the Manhattan distance; nothing terminates, 100 steps; reached: the
-    goal's cell.
+    The agent stays where that component is below 0.5 in size. Start and goal are cells of different
+    rooms (doors belong to no room). The reward is minus the Manhattan distance in cells. The goal
+    is reached in its cell; nothing terminates an episode, which has 100 steps.
     E17 Neither the paper nor its code has a grid. The agent sees its cell one-hot beside row and
-        column: a wall then needs no steep function of two numbers. The high-level policy is asked
-        every 3 steps for goals within +-3, about what so few steps can cover; its noise has the
-        size of the goals and is independent, its discount is 0.9. The low-level policy's noise of
-        0.5 stays on in evaluation: without it a wrong action is repeated for ever.
+        column: a network then needs no steep function of two numbers at a wall. The high-level
+        policy gives a goal every 3 steps, within +-3, which is what 3 steps can cover. Its noise
+        has the size of the goals and is independent; its discount is 0.9. The low-level policy's
+        noise of 0.5 stays on in evaluation: without it a wrong action is repeated for ever.
     """
 
     settings = dict(subgoal_interval=3, goal_range=3.0, low_noise=0.5, eval_noise=0.5,
@@ -48,13 +48,13 @@ class FourRoomsTask(envs.GoalEnv):
         return {"random": self.draw(rng, n)}
 
     def move(self, s, a):
-        """s (N, 2), a (N, 2) -> s' (N, 2)."""
+        """s (N, 2) as (row, column), a (N, 2) -> s' (N, 2)."""
         axis = np.abs(a).argmax(-1)
         along = a[np.arange(len(a)), axis]
         return self.maze.move(s, np.where(np.abs(along) < 0.5, 0, 1 + 2 * axis + (along > 0)))
 
     def observe(self, s):
-        """Row, column and the cell one-hot: (N, 2) -> (N, 2 + free cells)."""
+        """(row, column) (N, 2) -> row, column and the cell one-hot (N, 2 + free cells)."""
         return np.concatenate([s, np.eye(len(self.maze.cells))[self.maze.number(s)]], -1)
 
     def distance(self, s, g):

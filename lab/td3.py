@@ -1,11 +1,14 @@
 """TD3 without hierarchy on HIRO's tasks, to compare: one policy of [s; D] on the task's reward.
 
-    python -m lab.td3               takes the flags of hiro.py, but those of the hierarchy
+    python -m lab.td3               on point-umaze; takes the flags of hiro.py, see `Config`
     python -m lab.td3 --env grid-fourrooms
 
+s is the state, D the task's goal. A run takes about a minute on point-umaze; it leaves logs,
+checkpoint, summary and pictures in runs/.
+
 Deviation E18: discount 0.99, exploration noise 0.3 (on the grid 0.5), the rest as HIRO's low level;
-not tuned. Episodes, replay and number of updates are hiro's; in the warm-up one action is held for
-c steps, as there. [E18]
+not tuned. Episodes, replay and the number of updates are those of HIRO's low level. In the warm-up
+one action is held for c steps, as in hiro.py.
 """
 
 import hiro                             # first: it sets one BLAS thread before numpy loads
@@ -21,27 +24,35 @@ from support.flags import flag_of
 from support.run import main
 
 COUNTER = "step"
-OF_THE_HIERARCHY = ("correction", "goal_at_window_end", "relabel_low_goals", "pretrain",
-                    "see_position")
+OF_THE_HIERARCHY = ("correction", "candidates", "goal_at_window_end", "relabel_low_goals",
+                    "pretrain", "see_position", "goal_range", "high_discount", "high_noise",
+                    "noise_correlation", "high_updates")
 
 
 @dataclass
 class Config(hiro.Config):
-    """hiro's config; `low_...` are the settings of the only level."""
+    """hiro's config; `low_...` are the settings of the only level.
+
+    Settings OF_THE_HIERARCHY must keep hiro's defaults; others of the high level have no effect.
+    """
 
 
 def resolve(given):
-    """A whole Config, as `hiro.resolve`. ValueError: flags of the hierarchy."""
+    """A whole Config, as `hiro.resolve`. ValueError also: changed settings OF_THE_HIERARCHY."""
     changes = {"low_discount": Config.high_discount, "low_noise": 0.3}          # [E18]
     config = hiro.resolve(given, Config, changes)
+    meant = hiro.resolve({"env": config.env}, Config, changes)
     for name in OF_THE_HIERARCHY:
-        if getattr(config, name) != getattr(Config, name):
+        if getattr(config, name) != getattr(meant, name):
             raise ValueError(f"{flag_of(name)} is for hiro.py; td3 has no hierarchy")
     return config
 
 
 def sample(replay, rng, config):
-    """A batch (s, a, r, s') of steps drawn uniformly; r is the task's reward."""
+    """Steps drawn uniformly: [s; D], a, r, [s'; D], m; r is the task's reward times reward_scale.
+
+    Shapes as in `hiro.td3_target`; m is 0 after a true termination, else 1.
+    """
     w, i, last = hiro.draw_steps(replay, rng, config.batch_size, config.subgoal_interval)
     s, s1, task = replay["states"][w, i], replay["states"][w, i + 1], replay["task"][w]
     return {"observations": np.concatenate([s, task], -1), "actions": replay["actions"][w, i],
@@ -51,7 +62,7 @@ def sample(replay, rng, config):
 
 
 def policies(agent, config):
-    """The policy as the low level of `hiro.policies`; its goal is the task's and does not move."""
+    """The policy as the low level of `hiro.policies`: its goal is the task's and stays the same."""
     def low(s, task):
         x = np.concatenate([s, task], -1)
         return hiro.policy(agent["low"]["online"]["actor"], x)[0]
@@ -61,7 +72,10 @@ def policies(agent, config):
 
 
 def learn(env, agent, config, rngs):
-    """TD3: act for c steps, store, update. Yields ({loss: value}, whether the episode is over)."""
+    """TD3: act for c steps, store, update once for each step.
+
+    Yields ({"low_loss": value}, whether the episode is over) every c steps.
+    """
     acting, rng = policies(agent, config), rngs["batch"]
     while agent["step"] < config.steps:
         s, task, _, over = *online.begin_episode(env, rngs, agent), False
@@ -81,7 +95,7 @@ def learn(env, agent, config, rngs):
 
 
 def init_agent(problem, rngs):
-    """A new agent, one tree of arrays: the networks and the replay."""
+    """A new agent, one tree of arrays: the networks and the replay; goal_range has no effect."""
     config, (S, _, D, A), c = problem.config, problem.sizes, problem.config.subgoal_interval
     return {"low": hiro.td3_init(rngs["init"], S + D, A, config), "step": np.zeros((), np.int64),
             "replay": hiro.replay_init(config.capacity // c, c, S, D, D, A),

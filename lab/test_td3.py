@@ -141,6 +141,8 @@ def test_defaults():
     ("--relabel-low-goals", "--relabel-low-goals is for hiro.py"),
     ("--pretrain 5000", "--pretrain is for hiro.py"),
     ("--no-see-position", "--see-position is for hiro.py"),
+    ("--candidates 3", "--candidates is for hiro.py"), ("--high-noise 1", "--high-noise is for"),
+    ("--env grid-fourrooms --goal-range 2", "--goal-range is for hiro.py"),
     ("--env point-medium", "invalid choice"), ("--steps -1", "--steps must be positive"),
     ("--correctoin none", "did you mean"), ("--resume nowhere", "nowhere"),
     ("--seeds 3-1", "seeds are A-B")])

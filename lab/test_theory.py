@@ -139,7 +139,7 @@ def test_program_prints_and_keeps_its_numbers(tmp_path, monkeypatch, capsys):
         assert run(*wrong) == 2
         assert words in capsys.readouterr().err
     assert not os.listdir(tmp_path)
-    monkeypatch.setattr(theory, "draw_theory", lambda path: open(path, "w").close())
+    monkeypatch.setattr(theory, "draw_theory", lambda path, seed: open(path, "w").close())
     assert not run() and os.listdir(tmp_path) == ["runs"] and os.listdir("runs") == ["theory.png"]
     out = capsys.readouterr().out
     assert "bound 0.482, high-level or low-level policy errs 0.42" in out

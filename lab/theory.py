@@ -1,20 +1,20 @@
 """The theory of the HIQL paper in numbers: Propositions 4.1 and 5.1, and the sign of advantages.
 
 Prop. 4.1: with a noisy value two short comparisons (high-level policy, low-level policy) err less
-often than one long comparison (flat policy). Here: its closed form and a simulation on the chain,
-then the same with an exact value plus noise on grid-maze. Prop. 5.1: if V(s, g) = psi(s) phi(g),
-goals may be replaced by phi(g) without loss. Here: low-rank values, and a counterexample for
-phi([s; g]).
+often than one long comparison (flat policy). Here: its closed form and a simulation on a chain of
+states, then the exact value plus noise on grid-maze. Prop. 5.1: if V(s, g) = psi(s) phi(g), goals
+may be replaced by phi(g) without loss. Here: low-rank values, and a counterexample for phi([s; g]).
 
     python -m lab.theory                prints the numbers and draws runs/theory.png; 5 seconds
     python -m lab.theory --out DIR      prints the numbers and writes them to DIR/summary.json and
                                         DIR/config.json, without a picture; 3 seconds
-    --seed N                            seed of the simulated noise (default 0)
+    --seed N                            seed of the noise (default 0)
     python -m lab.theory --run DIR      for a finished run of hiql.py: how often the sign of an
                                         advantage is right, DIR/signal.png; 5 seconds
 
-n is the number of free cells; T is the distance to the goal, k the number of steps to the subgoal,
-sigma the standard deviation of the noise in relation to the value.
+In shapes (n, n) n is the number of free cells. T is the distance to the goal and k that to the
+subgoal, in steps; sigma is the standard deviation of the noise as a share of the value. env is a
+gridworld, except in `right_signs`.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -50,10 +50,10 @@ def chain_error(distance, sigma):
 
 
 def chain_simulation(T, k, sigma, n, rng):
-    """The same by n draws of the noise, as shares of the draws:
+    """The errors of `chain_error` by n draws of the noise: a dict of shares of the draws.
 
-    flat: the flat policy's action is wrong; either: the high-level or the low-level policy errs;
-    first: the hierarchy's first action is wrong (two errors cancel).
+    flat: the flat policy errs; either: the high-level or the low-level policy errs; first: the
+    hierarchy's first action is wrong (it is right if both err).
     """
     def errs(distance, step):                           # the farther state looks better
         nearer, farther = -np.array([[distance - step], [distance + step]]) * (
@@ -65,16 +65,16 @@ def chain_simulation(T, k, sigma, n, rng):
 
 
 def noisy_values(env, sigma, rng):
-    """V*(s, g) (n, n) with the chain's noise: one draw for each pair, in proportion to V*."""
+    """-distance (1 + sigma z), z ~ N(0, 1) for each pair of cells, as on the chain: (n, n)."""
     return -env.distance * (1 + sigma * rng.normal(size=env.distance.shape))
 
 
 def first_actions(env, v, k):
-    """Is the first action right, by a value v (n, n) of (state, goal) on a grid? Two (n, n) bools.
+    """Whether the first action by v (n, n) is right, for flat and hierarchy: two (n, n) bools.
 
-    Flat policy: the move to the best v(s', g). Hierarchy: the subgoal w is the best v(w, g) among
-    the states exactly k steps away, and the goal itself if it is within k steps or no state is k
-    away; then the move to the best v(s', w). Right: one step nearer to g.
+    Flat policy: the move to the best v(s', g). Hierarchy: the subgoal w has the best v(w, g) among
+    the states exactly k steps away; it is the goal itself if that is within k steps or no state is
+    k steps away. The action is the move to the best v(s', w). Right: one step nearer to g.
     """
     distance, near = env.distance, env.neighbours
     n, s = len(distance), np.arange(len(distance))[:, None]
@@ -87,10 +87,10 @@ def first_actions(env, v, k):
 
 
 def wrong_first_actions(env, v, k):
-    """Shares of wrong `first_actions` by a value v (n, n) on a grid, for flat and hierarchy:
+    """Shares of wrong `first_actions` by a value v (n, n), for flat and hierarchy: a dict.
 
-    wrong_first_*: of the goals at least env.pair_distance steps away, a float; wrong_*_by_distance:
-    of the goals at distance 1, 2, ..., a list rounded to four digits.
+    wrong_first_*: over pairs at least env.pair_distance steps apart, a float; wrong_*_by_distance:
+    over pairs 1, 2, ... steps apart, a list rounded to four digits.
     """
     summary, far = {}, env.distance >= env.pair_distance
     for name, right in zip(("flat", "hierarchy"), first_actions(env, v, k)):
@@ -105,20 +105,20 @@ def wrong_first_actions(env, v, k):
 
 
 def low_rank_value(v, rank):
-    """The best V(s, g) = psi(s) phi(g) with phi of size `rank`, for v (n, n), by SVD.
+    """The V(s, g) = psi(s) phi(g) (n, n) nearest to v (n, n) with phi of size `rank`, by SVD.
 
-    It is exact from the rank of v on.
+    It equals v if rank is at least that of v.
     """
     u, size, vt = np.linalg.svd(v)
     return (u[:, :rank] * size[:rank]) @ vt[:rank]
 
 
 def action_insufficiency(env):
-    """phi([s; g]) = V*(s, g), one number, keeps the value and loses the action, on a grid.
+    """The one number phi([s; g]) = V*(s, g) determines the value, but not the action.
 
-    Prop. 5.1 asks for phi(g). -> (share of states and goals for which no policy of (s, phi) can
-    be sure of a right move, share of wrong moves of the best such policy, which takes the move
-    that serves most goals)
+    Prop. 5.1 asks for phi(g). -> (unsure, wrong), shares of all pairs s != g. unsure: several goals
+    have this phi, and no move is right for all of them. wrong: wrong moves of the best policy of
+    (s, phi), which makes the move that is right for most of these goals.
     """
     nearer = env.distance[env.neighbours] < env.distance[:, None]            # (n, 5, n)
     unsure, wrong = np.zeros(env.distance.shape), np.zeros(env.distance.shape)
@@ -136,17 +136,19 @@ def right_signs(env, data, value, k, rng, n=4000, bins=10):
     """Why a hierarchy helps (the paper's Sec. 4): how often is the sign of an advantage right?
 
     For n transitions of the data and goals drawn from it, the share for which the advantage and
-    the exact change of the path length have the same sign: the flat policy's V(s1,g) - V(s,g),
-    the high-level policy's V(w,g) - V(s,g) with w k steps ahead, and the low-level policy's
-    V(s1,w) - V(s,w). value(s (N,2), g (N,2)) -> (N,).
-    -> (path length to the goal (bins,), {policy: shares (bins,)}), bins of equally many draws
+    the exact decrease of the path length have the same sign. Advantages: V(s1,g) - V(s,g) of the
+    flat policy, V(w,g) - V(s,g) of the high-level policy with w k steps ahead, V(s1,w) - V(s,w) of
+    the low-level policy. Draws that do not change the path length are left out.
+    env: any maze; value(s (N,2), g (N,2)) -> (N,).
+    -> (middle of each bin of path lengths to g (bins,), {"flat", "high", "low": shares (bins,)});
+    the bins have equally many draws
     """
     obs = data.observations
     i = data.valid[data.valid + k <= data.last[data.valid] - 1]
     i = i[env.is_free(obs[i]) & env.is_free(obs[i + 1]) & env.is_free(obs[i + k])]
     i, g = rng.choice(i, n), obs[rng.choice(i, n)]
     s, s1, w = obs[i], obs[i + 1], obs[i + k]
-    cell = env.number(s)                        # teleporters lead where no path goes
+    cell = env.number(s)                        # a teleported step may have no path
     joined = np.all([env.distance[cell, env.number(x)] >= 0 for x in (s1, w, g)], 0)
     s, s1, w, g = (x[joined] for x in (s, s1, w, g))
     length = env.path_length(s, g)
@@ -163,9 +165,9 @@ def right_signs(env, data, value, k, rng, n=4000, bins=10):
 # ----------------------------------------------------------------------------------- drawing
 
 
-def draw_theory(path, n=20_000):
-    """Prop. 4.1 on the chain beside n simulated draws, the same on a maze, and Prop. 5.1."""
-    rng = np.random.default_rng(0)
+def draw_theory(path, seed=0, n=20_000):
+    """Draw Prop. 4.1 on the chain, simulated with n draws, and on a maze; and Prop. 5.1."""
+    rng = np.random.default_rng(seed)
     figure, axes = plots.plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
     draw_chain(axes[0], n, rng)
     env = envs.make("grid-maze")
@@ -175,7 +177,7 @@ def draw_theory(path, n=20_000):
 
 
 def draw_chain(axes, n, rng):
-    """Prop. 4.1 over the distance T, the steps k and the noise sigma: formula and simulation."""
+    """Prop. 4.1 over T, k and sigma on three axes: formula, and simulation with n draws."""
     T = np.unique(np.geomspace(4, 400, 9).astype(int))
     root = np.maximum(np.rint(np.sqrt(T)).astype(int), 1)
     k = np.array([2, 3, 5, 7, 10, 14, 20, 33, 50, 80])
@@ -203,7 +205,7 @@ def draw_chain(axes, n, rng):
 
 
 def draw_noisy_maze(axes, env, rng):
-    """Wrong first actions by a noisy exact value over the distance; a panel for each sigma."""
+    """Shares of wrong first actions by the noisy exact value over the distance, for two sigmas."""
     distances = np.arange(1, env.distance.max() + 1)
     for ax, sigma in zip(axes, (0.1, 0.3)):
         share = np.mean([first_actions(env, noisy_values(env, sigma, rng), 5)
@@ -217,7 +219,7 @@ def draw_noisy_maze(axes, env, rng):
 
 
 def draw_low_rank(ax, env):
-    """Prop. 5.1: errors of value and action over the rank, and those with phi([s; g])."""
+    """Prop. 5.1: errors of value and action over the rank, and of the action with phi([s; g])."""
     apart = env.distance > 0
     ranks = np.array([1, 2, 3, 5, 8, 12, 20, 30, 50, 80, len(env.cells)])
     values = [low_rank_value(-env.distance.astype(float), rank) for rank in ranks]
@@ -250,7 +252,7 @@ def draw_signal(path, length, shares, k):
 
 
 def theory_numbers(seed):
-    """Print the numbers of both propositions, and return those of their table: {name: number}."""
+    """Print the numbers of both propositions -> those of their table, {column: number}."""
     print("Prop. 4.1 on the chain, error probabilities; simulated with 1,000,000 draws:")
     rng, numbers = np.random.default_rng(seed), {}
     for T, k, sigma in ((10, 3, 0.3), (25, 5, 0.2), (50, 7, 0.2), (100, 10, 0.2)):
@@ -259,7 +261,7 @@ def theory_numbers(seed):
         print(f"T {T:3} k {k:2} sigma {sigma}: flat {chain_error(T, sigma):.3f} "
               f"(simulated {seen['flat']:.3f}); hierarchy: bound {bound:.3f}, high-level or "
               f"low-level policy errs {seen['either']:.3f}, wrong first action {seen['first']:.3f}")
-    numbers["chain_bound"] = bound                              # of the last line, as those below
+    numbers["chain_bound"] = bound                              # of the last setting, as below
     numbers.update({f"chain_{name}": share for name, share in seen.items()})
     env, distance = envs.make("grid-maze"), 8
     print(f"\nThe same on {env.name}, goals at least {distance} steps away, k 5: wrong first "
@@ -285,7 +287,7 @@ def theory_numbers(seed):
 
 
 def show_theory(seed, folder=None):
-    """Print the numbers, and draw them as runs/theory.png or keep them in a folder as a run does.
+    """Print the numbers; draw runs/theory.png, or write a folder's summary.json and config.json.
 
     ValueError if the folder holds a run or the seed is negative.
     """
@@ -295,7 +297,7 @@ def show_theory(seed, folder=None):
         theory_numbers(seed)
         os.makedirs("runs", exist_ok=True)
         path = os.path.join("runs", "theory.png")
-        draw_theory(path)
+        draw_theory(path, seed)
         return print(f"drawn: {path}")
     require_free_folder(folder)
     os.makedirs(folder, exist_ok=True)
@@ -308,7 +310,7 @@ def show_theory(seed, folder=None):
 
 
 def show_signal(folder):
-    """`python -m lab.theory --run FOLDER`: signal.png of a finished run of hiql.py.
+    """`python -m lab.theory --run DIR`: signal.png of a finished run of hiql.py.
 
     ValueError if the run has not learned a value.
     """

@@ -1,7 +1,7 @@
-"""Data set files in OGBench's layout: written, read, and held against an environment.
+"""Data set files in OGBench's layout: written, read, and checked against an environment.
 
-An npz file with observations (N, d), actions (N, A) or (N,) integers, and terminals (N,), 1 on the
-last row of each trajectory. OGBench's own files load unchanged.
+A file is an npz with observations (N, d), actions (N, A) or (N,) integers, and terminals (N,), 1 on
+the last row of each trajectory. OGBench's own files load unchanged.
 """
 
 import os
@@ -14,8 +14,8 @@ from envs import Dataset
 
 
 def save_dataset(path, data):
-    """Write OGBench's npz layout; under a temporary name first, then renamed."""
-    with open(f"{path}.{os.getpid()}.tmp", "wb") as file:       # several processes may do so
+    """Write a Dataset in OGBench's npz layout; under a temporary name first, then renamed."""
+    with open(f"{path}.{os.getpid()}.tmp", "wb") as file:       # several processes may write it
         try:
             np.savez_compressed(file, observations=data.observations, actions=data.actions,
                                 terminals=data.terminals)
@@ -26,16 +26,16 @@ def save_dataset(path, data):
 
 
 def load_dataset(path):
-    """Read a data set in OGBench's npz layout (other keys are ignored; nothing is unpickled).
+    """Read a Dataset in OGBench's npz layout (other keys are ignored; nothing is unpickled).
 
-    ValueError names what is wrong with a file; OSError if it cannot be read.
+    ValueError: the file is no such data set; OSError: it cannot be read.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("observations", "actions", "terminals")
                       if key in file.files}
     except (ValueError, TypeError, AttributeError, EOFError, zlib.error, zipfile.BadZipFile,
-            MemoryError, RuntimeError) as e:            # the latter: encrypted, unknown compression
+            MemoryError, RuntimeError) as e:    # RuntimeError: encrypted, or unknown compression
         raise ValueError(f"{path} is not an npz file of plain arrays ({e})") from None
     if missing := {"observations", "actions", "terminals"} - set(arrays):
         raise ValueError(f"{path} has no {', '.join(sorted(missing))}; a data set has "
@@ -56,9 +56,10 @@ def load_dataset(path):
 def check_dataset(data, env):
     """ValueError unless data can have come from env.
 
-    Point mazes: at most 1 % of the rows in walls, and at least 99 % of the transitions within a
-    tenth of a full step of the environment's own. Grids: all rows and transitions (with slip, any
-    move of one step).
+    Point mazes: at most 1 % of the rows lie in walls, and at least 99 % of the transitions end
+    where `env.move` does, up to 0.1 speed on each axis. Grids: no row lies in a wall, and every
+    transition is the action's (with slip, that of any action). Of long data sets about 100,000
+    transitions are checked, spread evenly.
     """
     obs, shape = data.observations, (2,) if not env.discrete else ()
     if obs.shape[1:] != (2,) or data.actions.shape[1:] != shape:
@@ -80,6 +81,6 @@ def check_dataset(data, env):
     else:
         fits = env.success(env.move(obs[i], data.actions[i]), obs[i + 1])
     if fits.mean() < (1 if env.discrete else 0.99):
-        step = "the move" if env.discrete else f"{env.speed} x action, as far as walls let it"
-        raise ValueError(f"{1 - fits.mean():.0%} of the steps are not {step}, in {env.name}; the "
-                         "data set is of another environment")
+        step = "the move of an action" if env.discrete else f"{env.speed} x action, up to walls"
+        raise ValueError(f"{1 - fits.mean():.0%} of the steps are not {step}, as in {env.name}; "
+                         "the data set is of another environment")

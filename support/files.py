@@ -1,7 +1,7 @@
 """Files of a run: text, JSON, CSV, and trees of arrays as npz.
 
-Everything is written under a temporary name and then renamed, so that a reader sees the old file
-or the new one and never half of it. Nothing is unpickled.
+Every file is written under a temporary name and then renamed, so that other processes see the old
+file or the new one, never a part of it. Nothing is unpickled. OSError is passed on.
 """
 
 from nets import flatten, unflatten     # first: nets sets one BLAS thread before numpy loads
@@ -17,18 +17,19 @@ import numpy as np
 
 
 def write_text(path, text):
-    """Write text as it is, without translating line ends."""
+    """Write text without translating line ends."""
     with open(f"{path}.tmp", "w", newline="") as file:
         file.write(text)
     os.replace(f"{path}.tmp", path)
 
 
 def write_json(path, value):
+    """Write a value as indented JSON."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path):
-    """The value in a JSON file; ValueError if it holds none, OSError if it cannot be read."""
+    """The value in a JSON file; ValueError if it is not JSON."""
     with open(path) as file:
         try:
             return json.load(file)
@@ -39,7 +40,8 @@ def read_json(path):
 def write_rows(path, rows):
     """Write dicts as CSV; the columns are the keys in order of first appearance.
 
-    Floats have six significant digits, None is an empty cell, lists are joined by spaces.
+    Floats have six significant digits; None and missing keys are empty cells; lists are joined by
+    spaces, with nan for None.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     buffer = io.StringIO()
@@ -57,13 +59,13 @@ def _cell(value):
 
 
 def read_rows(path):
-    """The rows of a CSV file as dicts of strings."""
+    """The rows of a CSV file as dicts of strings; empty cells are ""."""
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 
 def save_tree(path, tree):
-    """Write a nested dict of arrays as npz."""
+    """Write a nested dict of arrays as npz, under the names of `nets.flatten`."""
     with open(f"{path}.tmp", "wb") as file:
         np.savez(file, **flatten(tree))
     os.replace(f"{path}.tmp", path)
@@ -74,5 +76,6 @@ def load_tree(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             return unflatten({name: file[name] for name in file.files})
-    except (ValueError, TypeError, AttributeError, EOFError, zlib.error, zipfile.BadZipFile) as e:
+    except (ValueError, TypeError, AttributeError, EOFError, zlib.error, zipfile.BadZipFile,
+            MemoryError, RuntimeError) as e:            # the latter: encrypted, unknown compression
         raise ValueError(f"{path} is not an npz file of plain arrays ({e})") from None

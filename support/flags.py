@@ -21,9 +21,10 @@ POSITIVE, NOT_NEGATIVE, SIZES = "positive", "at least 0", "positive sizes such a
 
 
 def option(default, help, allowed=None):
-    """A field of a config dataclass and its flag.
+    """A field of a config dataclass, from which `parser` makes a flag.
 
-    help: meaning and published value. allowed: a tuple of choices, or a key of RANGES.
+    help: meaning and published value. allowed: a tuple of choices, which the flag alone checks, or
+    a key of RANGES, which `check_ranges` checks.
     """
     return dataclasses.field(default=default, metadata={
         "help": help, "choices": allowed if isinstance(allowed, tuple) else None,
@@ -31,19 +32,25 @@ def option(default, help, allowed=None):
 
 
 def check_ranges(config):
-    """ValueError unless each field of a config is in the range that its `option` names."""
+    """ValueError unless each field of a config has one of its choices, or lies in its range.
+
+    Environments are left out: those registered later are no choices, and `envs.make` knows them.
+    """
     for field in dataclasses.fields(config):
-        if field.metadata["range"]:
-            require(config, RANGES[field.metadata["range"]], field.metadata["range"], field.name)
+        choices, within = field.metadata["choices"], field.metadata["range"]
+        if choices and field.name != "env":
+            require(config, lambda x: x in choices, "one of " + ", ".join(choices), field.name)
+        if within:
+            require(config, RANGES[within], within, field.name)
 
 
 def sizes(text):
-    """"128,128" -> (128, 128)."""
+    """"128,128" -> (128, 128); ValueError if these are no integers."""
     return tuple(int(x) for x in text.split(","))
 
 
 def seed_range(text):
-    """"3" -> [3]; "0-4" -> [0, 1, 2, 3, 4]; "1,5" -> [1, 5]."""
+    """"3" -> [3]; "0-4" -> [0, 1, 2, 3, 4]; "1,5" -> [1, 5]. ValueError: none, or one twice."""
     seeds = []
     try:
         for part in text.split(","):
@@ -52,7 +59,7 @@ def seed_range(text):
     except ValueError:
         seeds = []
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds are A-B or A,B,C, not {text!r}")
+        raise ValueError(f"seeds are A-B or A,B,C, each once, not {text!r}")
     return seeds
 
 
@@ -70,14 +77,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def require(config, test, what, *names):
-    """ValueError unless test(value) of each named field of config; what: "positive", ..."""
+    """ValueError unless test(value) holds for each named field of config; what: the test in words,
+    such as "positive"."""
     for name in names:
         if not test(getattr(config, name)):
             raise ValueError(f"{flag_of(name)} must be {what}, not {getattr(config, name)}")
 
 
 def exit_with_error(message, prog=None):
-    """Print one line on what was wrong; exit with code 2."""
+    """Print one line on stderr, "prog: error: message"; exit with code 2."""
     prog = prog or os.path.basename(sys.argv[0])
     print(f"{prog}: error: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(2)
@@ -89,7 +97,8 @@ def flag_of(name):
 
 
 def parser(config_class, description, prog=None):
-    """Flags from the fields of a config dataclass; only those given are in the result."""
+    """A `Parser` with a flag for each field of a config dataclass and those of every program; what
+    it parses holds only the flags that were given."""
     p = Parser(prog=prog or os.path.basename(sys.argv[0]), usage="%(prog)s [flags]",
                description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
                formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,5 +126,5 @@ def parser(config_class, description, prog=None):
 
 
 def text_of(value):
-    """A value as it is typed after its flag: (64, 64) -> "64,64"."""
+    """A value as it is typed after its flag: (64, 64) -> "64,64"; for the empty text "none"."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value) or "none"

@@ -1,13 +1,16 @@
 """A run of offline, goal-conditioned learning in a maze: data, training, evaluation, summary.
 
-Knows mazes and data sets, no algorithm: what is learned comes with the problem, a namespace of
+This file knows mazes and data sets but no algorithm. What is learned comes with the problem, a
+namespace of
     config env data rngs      as `prepare` makes them
-    losses                    {name: loss(params, batch, config)}; one named "value" comes first
+    sample                    (data, rng, config) -> batch {name: array (B, ...)}
+    losses                    {name: loss(params, batch, config)}; where there is a value, "value"
+                              is the first name
     actors                    {name: actor(params, config, rng) -> act(s (N,2), g (N,2), t)}; the
                               first is the agent, others are evaluated beside it
     init_params               (config, env, data, rngs) -> tree of arrays
     learn                     (problem, agent, rng) -> generator, see `support.run.Run.drive`
-    evaluate, draw            as below, or what an agent puts in their place
+    evaluate, draw            those below, or an algorithm's own
     title                     what is trained, in words
 """
 
@@ -24,10 +27,11 @@ from support.run import Run, generators, minutes, same_shapes
 
 
 def prepare(config, checkpoint=None, **parts):
-    """The problem of a config: environment, data and generators, with the parts given.
+    """The problem of a config: environment, data and generators; parts: its further entries.
 
-    checkpoint: a saved agent. ValueError: data that are not of this environment, or a checkpoint
-    that does not fit the config or was trained on other data.
+    checkpoint: a saved agent, to be checked. ValueError: data that are not of this environment, are
+    too short for subgoal_steps or lose all actions by action_free; a checkpoint that does not fit
+    the config or was trained on other data.
     """
     env = envs.make(config.env)
     rngs = generators(config.seed, "data", "hide", "init", "flat", "batch")
@@ -44,14 +48,14 @@ def prepare(config, checkpoint=None, **parts):
         if not same_shapes(checkpoint, fresh) or set(checkpoint["rng"]) != set(rngs):
             raise ValueError("the checkpoint does not fit its config.json")
         if checkpoint["data"] != fresh["data"]:
-            raise ValueError(f"the data of {config.env} are not those of the run: another file")
+            raise ValueError(f"the data of {config.env} are not those of the run; their file, or "
+                             "what collects them, has changed")
     return problem
 
 
 def hide_actions(data, fraction, rng):
-    """Leave `data.labelled` only the rows of trajectories whose actions stay known.
-
-    ValueError if the fraction hides the actions of all trajectories.
+    """Hide the actions of that fraction of trajectories, drawn at random: `data.labelled` keeps
+    the rows of the others alone. ValueError if none are left.
     """
     trajectories = len(data.lengths)
     hidden = round(fraction * trajectories)
@@ -63,7 +67,8 @@ def hide_actions(data, fraction, rng):
 
 
 def init_agent(problem, rngs):
-    """A new agent, one tree of arrays: params, optimiser, updates so far, checksum of the data."""
+    """A new agent, one tree of arrays: params, optimiser, update (how many were made), data (a
+    checksum of every 97th row)."""
     data = problem.data
     sums = zlib.crc32(data.observations[::97].tobytes(), len(data.observations))
     params = problem.init_params(problem.config, problem.env, data, rngs)
@@ -78,7 +83,7 @@ def init_optimiser(params):
 
 
 def train(problem, run=None):
-    """Train, evaluate and save every eval_interval updates; at the end summary and pictures.
+    """Train; every eval_interval updates evaluate and save; at the end draw and summarise.
 
     run: a `support.run.Run`; without one nothing is written. -> namespace with summary, agent and
     act(s (N,2), g (N,2), t) -> actions, t the step of the episode.
@@ -101,7 +106,7 @@ def train(problem, run=None):
               f"{minutes(estimate(problem, agent))}", flush=True)
     last = run.drive(problem.learn(problem, agent, rngs["batch"]), agent, rngs, total, evaluation,
                      config.eval_interval, min(100, config.eval_interval))
-    last = last or evaluation()                         # resumed when only pictures lacked
+    last = last or evaluation()                         # resumed after the last update
     if run.folder:
         problem.draw(problem, agent, run, shown)
     summary = summarise(problem, agent, last, run.seconds())
@@ -110,20 +115,20 @@ def train(problem, run=None):
 
 
 def agent_actor(problem, agent):
-    """act(s (N,2), g (N,2), t) of the agent; actions drawn on grids are those of seed 0."""
+    """act(s (N,2), g (N,2), t) of the agent; what it draws at random is drawn from seed 0."""
     actor = next(iter(problem.actors.values()))
     return actor(agent["params"], problem.config, np.random.default_rng(0))
 
 
 def no_policy_yet(problem, agent):
-    """Whether the value still learns alone, and there is no policy to evaluate."""
+    """Whether the value comes first (policy_steps > 0) and the policies have not begun to learn."""
     config = problem.config
     return bool("value" in problem.losses and config.policy_steps
                 and int(agent["update"]) <= config.steps)
 
 
 def estimate(problem, agent):
-    """Seconds of training, from one evaluation of each loss, which changes nothing."""
+    """Seconds that training will take, from the time of each loss; the agent is not changed."""
     config, seconds = problem.config, {}
     batch = problem.sample(problem.data, np.random.default_rng(0), config)
     for name, loss in problem.losses.items():
@@ -137,7 +142,9 @@ def estimate(problem, agent):
 
 
 def summarise(problem, agent, last, seconds):
-    """The keys of summary.json around those of `evaluate`."""
+    """The content of summary.json: `last`, which is of `evaluate`, and what identifies the run.
+
+    episodes: of all tasks together; train_seconds: `seconds`, rounded."""
     config = problem.config
     return {"env": config.env, "agent": next(iter(problem.actors)), "seed": config.seed,
             "updates": int(agent["update"]), **last, "episodes":
@@ -145,7 +152,9 @@ def summarise(problem, agent, last, seconds):
 
 
 def evaluate_checkpoint(problem, agent):
-    """The summary of a saved run: the same starts and goals as after that update."""
+    """The summary of a saved agent, with the starts and goals of its evaluation in training.
+
+    ValueError: it has no policy yet."""
     if no_policy_yet(problem, agent):
         raise ValueError(f"the run was stopped after {int(agent['update'])} updates, before its "
                          "policies began; there is nothing to evaluate yet")
@@ -158,8 +167,8 @@ def evaluate_checkpoint(problem, agent):
 def rollout(env, act, starts, goals, rng):
     """N episodes side by side, each ended by success or its time limit.
 
-    starts, goals (N,2) -> success (N,), steps (N,), paths (T+1, N, 2), which stand still after
-    the end of an episode.
+    act(s (N,2), goals, t) -> actions; starts, goals (N,2) -> success (N,), steps (N,) of each
+    episode, paths (T+1, N, 2), where an episode that has ended stays at its last position.
     """
     s, limits = starts, env.limits(starts, goals)
     success, steps, paths = np.zeros(len(s), bool), limits.copy(), [s]
@@ -176,14 +185,16 @@ def rollout(env, act, starts, goals, rng):
 
 
 def evaluate_actor(problem, params, actor, at):
-    """Success of one actor on the fixed tasks and on 200 random pairs far apart.
+    """Success of one actor on the maze's tasks and on 200 random pairs (see `pair_distance`).
 
-    Starts and goals depend on the seed and on `at`, the number of updates, alone: evaluation
-    takes nothing from the generators of training. -> summary, (paths, goals, success) by task.
+    Starts and goals depend only on the seed and on `at`, the number of updates: evaluation does
+    not use the generators of training. -> summary, where mean_steps is of the tasks, failures
+    included, and episodes of the tasks: paths (T+1, tasks, N, 2), goals (tasks, N, 2), success
+    (tasks, N).
     """
     config, env = problem.config, problem.env
     rng = np.random.default_rng([config.seed, at])
-    tasks = np.array(env.tasks).repeat(config.eval_episodes, axis=0)    # (5 episodes, 2, 2) cells
+    tasks = np.array(env.tasks).repeat(config.eval_episodes, axis=0)    # (tasks N, 2, 2) cells
     pairs = env.random_pairs(rng, 200, min(env.pair_distance, env.distance.max()))
     starts, goals = (env.place(np.concatenate([tasks[:, i], pairs[i]]), rng) for i in (0, 1))
     success, steps, paths = rollout(env, actor(params, config, rng), starts, goals, rng)
@@ -197,8 +208,8 @@ def evaluate_actor(problem, params, actor, at):
 
 
 def evaluate(problem, agent):
-    """`evaluate_actor` of the agent and of the flat policy trained beside it, if there is one ->
-    summary, {name: episodes}."""
+    """`evaluate_actor` of the agent and of the flat policy trained beside it, if there is one
+    (its keys begin with flat_) -> summary, {name: episodes}."""
     summary, shown, at = {}, {}, int(agent["update"])
     for name, actor in problem.actors.items():
         new, shown[name] = evaluate_actor(problem, agent["params"], actor, at)

@@ -1,14 +1,15 @@
 """A run of online, goal-reaching learning in a task: training, evaluation, summary, pictures.
 
-Knows tasks (`envs.GoalEnv`), no algorithm: what is learned comes with the problem, a namespace of
+This file knows tasks (`envs.GoalEnv`) but no algorithm. What is learned comes with the problem, a
+namespace of
     config env rngs sizes     as `prepare` makes them; sizes: S, P, D, A of state, position, task's
                               goal and action
-    agent title               its name, and what is trained in words
-    init_agent                (problem, rngs) -> tree of arrays; "step" counts
+    agent title               the algorithm's name, and what is trained in words
+    init_agent                (problem, rngs) -> tree of arrays; its "step" counts steps
     learn                     (env, agent, config, rngs) -> generator, see `support.run.Run.drive`
     policies                  (agent, config) -> namespace of high(s, D) -> g, low(s, g) -> a,
                               transition(s, g, s1) -> g1 and hierarchical, a bool
-    evaluate                  as below, or what another kind of environment puts in its place
+    evaluate                  that below, or one for another kind of environment (lab/gym.py)
 """
 
 import dataclasses
@@ -26,13 +27,16 @@ RELABELLING = "relabel_fraction", "relabel_distance", "relabel_gain"
 
 
 def prepare(config, checkpoint=None, env=None, **parts):
-    """The problem of a config with the parts given; env: a task instead of config.env.
+    """The problem of a config: task, sizes and generators; parts: its further entries.
 
-    ValueError: a checkpoint (a saved agent) that does not fit.
+    env: an environment instead of config.env: a GoalEnv, or one with its reset, step, action_size
+    and `unwrapped`. checkpoint: a saved agent, to be checked. ValueError: actions are integers, or
+    the checkpoint does not fit the config.
     """
     env = env or envs.make_task(config.env)
     if not env.action_size:
-        raise ValueError(f"{name_of(env)} has integer actions; online learning needs vectors")
+        raise ValueError(f"{name_of(env)} has integer actions; online learning needs actions that "
+                         "are vectors")
     obs, _ = env.reset(seed=0)
     sizes = (*(obs[k].size for k in ("observation", "achieved_goal", "desired_goal")),
              env.action_size)
@@ -40,7 +44,7 @@ def prepare(config, checkpoint=None, env=None, **parts):
                                  "rngs": generators(config.seed, *NAMES), **parts})
     if checkpoint is not None:
         fresh = problem.init_agent(problem, generators(0, *NAMES))
-        if not same_shapes(checkpoint, fresh):
+        if not same_shapes(checkpoint, fresh) or set(checkpoint.get("rng", ())) != set(NAMES):
             raise ValueError("the checkpoint does not fit its config.json")
     return problem
 
@@ -51,18 +55,19 @@ def read(obs):
 
 
 def begin_episode(env, rngs, agent):
-    """Reset -> state (S,), the task's goal (D,), the first noise of goals (P,)."""
+    """Reset -> state (S,), the task's goal (D,), the goals' noise to begin with, N(0, 1) (P,)."""
     obs, _ = env.reset(seed=int(rngs["episodes"].integers(2**31)))
     return *read(obs), rngs["explore"].normal(size=len(agent["goal_range"]))
 
 
 def train(problem, run=None, goal_range=None):
-    """Train; evaluate and save after the episodes that pass eval_interval steps; at the end
-    summary and pictures.
+    """Train; evaluate and save at the first episode's end after each eval_interval steps; at the
+    end draw and summarise.
 
     run: a `support.run.Run`; without one nothing is written. goal_range: half-width of the
-    high-level policy's goals, a number or (P,), instead of config.goal_range. -> namespace with
-    summary, agent and actor(), which returns a new episode's act(observation) -> action.
+    high-level policy's goals, a number or (P,), instead of config.goal_range; ValueError unless it
+    is positive. -> namespace with summary, agent and actor(), which returns a new episode's
+    act(observation) -> action.
     """
     config, env, rngs, shown = problem.config, problem.env, problem.rngs, {}
     run = run or Run(None, config, counter="step")
@@ -75,7 +80,7 @@ def train(problem, run=None, goal_range=None):
 
     def evaluation():
         step = int(agent["step"])
-        if step < config.warmup:                        # goals may have no range yet
+        if step < config.warmup:                        # the goal range may not be measured yet
             return None
         summary, episodes = problem.evaluate(problem, agent)
         if episodes and "early" not in agent and step > config.warmup + config.subgoal_interval:
@@ -88,7 +93,7 @@ def train(problem, run=None, goal_range=None):
               f"environment steps{estimate(problem)}", flush=True)
     last = run.drive(problem.learn(env, agent, config, rngs), agent, rngs, config.steps,
                      evaluation, config.eval_interval, 500)
-    last = last or evaluation()                         # resumed when only pictures lacked
+    last = last or evaluation()                         # resumed after the last step
     if run.folder:
         draw(problem, agent, run, shown)
     summary = summarise(problem, run, last, int(agent["step"]))
@@ -102,7 +107,8 @@ def name_of(env):
 
 
 def estimate(problem):
-    """", about 3 minutes", from a few windows of a throw-away agent; "" for other environments."""
+    """How long training takes, such as ", about 3 minutes", from six windows of an agent that is
+    then discarded; "" for environments other than GoalEnv."""
     c = problem.config.subgoal_interval
     if not isinstance(problem.env, envs.GoalEnv):
         return ""
@@ -119,8 +125,11 @@ def estimate(problem):
 
 
 def summarise(problem, run, last, step):
-    """The keys of summary.json around those of `evaluate`: what relabelling did at the end, and
-    curves over training, a number for each evaluation (relabelling's: the mean before it)."""
+    """The content of summary.json: `last`, which is of `evaluate`, and what identifies the run.
+
+    relabel_...: means of the last 20 logged rows. ..._curve: one number for each evaluation, of
+    relabel_... the mean since the evaluation before. first_success: the first step with an
+    evaluated success of at least 0.95, or None. episodes: of each test."""
     tests, config = run.logs["eval"], problem.config
     logged = [r for r in run.logs["train"] if r.get("relabel_fraction", "") != ""]
     solved = [int(row["step"]) for row in tests if float(row["success"]) >= 0.95]
@@ -129,7 +138,7 @@ def summarise(problem, run, last, step):
     means = {}
     if logged:
         ends, steps = ([int(row["step"]) for row in rows] for rows in (tests, logged))
-        part = np.searchsorted(ends, steps)                     # before which evaluation
+        part = np.searchsorted(ends, steps)         # of each row the next evaluation's index
         for key in RELABELLING:
             x = np.array([float(row[key]) for row in logged])
             means[key] = float(x[-20:].mean())
@@ -142,7 +151,9 @@ def summarise(problem, run, last, step):
 
 
 def evaluate_checkpoint(problem, agent):
-    """The success of a saved run, starts and goals drawn for the step of its checkpoint."""
+    """The evaluation of a saved agent, with the starts and goals of its step in training.
+
+    ValueError: it is still in its warm-up."""
     config, step = problem.config, int(agent["step"])
     if step < config.warmup:
         raise ValueError("the run was stopped in its warm-up; there is nothing to evaluate yet")
@@ -154,17 +165,18 @@ def evaluate_checkpoint(problem, agent):
 
 
 def evaluation_action(a, rng, config):
-    """The action taken in evaluation: the policy's own, or with noise of eval_noise, clipped."""
+    """The action taken in evaluation: the policy's a; with eval_noise > 0 plus Gaussian noise of
+    that std, clipped to [-1, 1]."""
     if not config.eval_noise:
         return a
     return np.clip(a + config.eval_noise * rng.normal(size=a.shape), -1, 1)
 
 
 def rollout(task, acting, starts, goals, rng, config):
-    """N episodes of a task side by side, to the time limit.
+    """N episodes of a task side by side, to the time limit; acting: the problem's `policies`.
 
-    starts, goals (N,2) -> distances to the goal (T,N), positions (T+1,N,2), and the places that
-    the high-level policy asked for (T/c,N,2).
+    starts, goals (N,2) -> distances to the goal after each step (T,N), positions (T+1,N,2), and
+    the subgoals as places, position + goal, (T/c rounded up, N, 2), c = subgoal_interval.
     """
     s, distance, paths, asked = starts, [], [starts], []
     for t in range(task.limit):
@@ -182,9 +194,10 @@ def rollout(task, acting, starts, goals, rng, config):
 def evaluate(problem, agent):
     """Success of the current policies -> summary, {test: (paths, asked, goals, success)}.
 
-    The first test gives success, success_last_step and final_distance, each other one its own
-    success_<name>; subgoal_error is the mean of `subgoal_errors`, of all tests and of each. Starts
-    and goals depend on the seed and on the steps so far alone.
+    Shapes for N = eval_episodes as in `rollout`; success (N,): reached at any step. The first test
+    gives success, success_last_step and final_distance, each other test success_<name>.
+    subgoal_error: the mean of `subgoal_errors` over all tests; subgoal_error_<name>: over one.
+    Starts and goals depend only on the seed and on the steps so far.
     """
     config, task, summary, episodes = problem.config, problem.env, {}, {}
     n, errors = config.eval_episodes, {}
@@ -212,18 +225,19 @@ def evaluate(problem, agent):
 
 
 def subgoal_errors(paths, asked, c):
-    """How far the agent ends from the place it was sent to: (T/c, N), whole windows of c steps.
+    """How far from its subgoal the agent is after each whole window of c steps: (T/c, N).
 
-    paths (T+1,N,2), asked (T/c,N,2). Nothing in HIRO makes goals places within reach.
+    paths (T+1,N,2), asked (T/c rounded up, N,2). Nothing in HIRO keeps subgoals within reach, so
+    that the distance need not become small.
     """
     reached = paths[c::c]
     return np.sqrt(((reached - asked[:len(reached)]) ** 2).sum(-1))
 
 
 def actors(problem, agent, rng=None):
-    """actor() -> act(observation) -> action in [-1, 1]^A, for one episode, as in evaluation.
-
-    rng: of the noise of actions in all episodes; without it one of the config's seed.
+    """actor(): each call gives an act(observation) -> action in [-1, 1]^A for one episode, which
+    acts as in evaluation. rng: of the noise of actions (eval_noise), shared by all episodes;
+    without it one from the config's seed.
     """
     config, acting = problem.config, problem.policies(agent, problem.config)
     rng = rng or np.random.default_rng(config.seed)
@@ -247,7 +261,7 @@ def actors(problem, agent, rng=None):
 
 
 def first_episodes(episodes):
-    """{test: paths and places asked for} of the first episode of each test."""
+    """{test: {"paths" (T+1,2), "asked" (subgoals,2)}} of the first episode of each test."""
     return {name: {"paths": e[0][:, 0], "asked": e[1][:, 0]} for name, e in episodes.items()}
 
 

@@ -1,19 +1,20 @@
-"""Every drawing: mazes, episodes, curves, values. It gets arrays, mazes and functions, no agents.
+"""Every drawing: mazes, episodes, curves, values, from arrays, mazes and functions, not agents.
 
-    python -m support.plots [FOLDER]     draws every maze with its tasks: mazes.png (default: runs)
+    python -m support.plots [FOLDER]     draws the mazes of envs.py with their tasks: mazes.png in
+                                         FOLDER (without it runs), in a few seconds
 
-It takes a few seconds. Pictures are png files, written under a temporary name and then renamed.
+Pictures are png files, written under a temporary name and then renamed. ax: a matplotlib Axes.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
 import os
-import sys
 
 import matplotlib
 import numpy as np
 
 import envs
+from support.flags import Parser, exit_with_error
 
 matplotlib.use("Agg")                   # pictures go to files; no screen is needed
 import matplotlib.pyplot as plt
@@ -30,10 +31,10 @@ def save_figure(figure, path):
 
 
 def draw_maze(ax, env, values=None, **style):
-    """Walls, and a map of values if given: one for each free point of `lattice`.
+    """Walls, and a map of values if given: (n,), one for each free point of `lattice`.
 
-    Axes as the observations: x to the right and y up, or on grids row 0 on top. Returns the
-    image of the values.
+    x to the right and y up; on grids columns to the right and row 0 on top. style: of imshow, for
+    the values. -> the image, for a colour bar.
     """
     h, w = env.walls.shape
     free = lattice(env)[1]
@@ -59,7 +60,8 @@ def plot_xy(env, obs):
 
 
 def lattice(env, per_cell=8):
-    """Observations (h, w, 2) on a regular lattice over the maze, and which lie in free cells."""
+    """Observations (h, w, 2) on a regular lattice over the whole maze, and which of them lie in
+    free cells: (h, w) bool. per_cell: points along the side of a cell; on grids 1."""
     per_cell = 1 if env.discrete else per_cell
     h, w = env.walls.shape
     i, j = (np.arange(per_cell * n) / per_cell - 0.5 + 0.5 / per_cell for n in (h, w))
@@ -82,7 +84,7 @@ def draw_tasks(ax, env):
 
 
 def draw_arrows(ax, env, starts, ends, lw):
-    """Arrows from starts (m, 2) to ends (m, 2): where the agent is and its subgoal."""
+    """Arrows from starts (m, 2), where the agent is, to ends (m, 2), its subgoals; lw: width."""
     for start, end in zip(starts, ends):
         ax.annotate("", plot_xy(env, end), plot_xy(env, start),
                     arrowprops=dict(arrowstyle="->", color="C1", lw=lw))
@@ -91,7 +93,7 @@ def draw_arrows(ax, env, starts, ends, lw):
 def draw_paths(ax, env, paths, goals, success):
     """Episodes from above: paths (T, N, 2), goals (N, 2), success (N,); failures in red."""
     draw_maze(ax, env)
-    for i in np.argsort(~success)[::-1]:                        # failures on top
+    for i in np.argsort(~success, kind="stable"):                        # failures on top
         ax.plot(*plot_xy(env, paths[:, i]), lw=0.8, alpha=0.7, color="C0" if success[i] else "C3")
     ax.plot(*plot_xy(env, paths[0]), "k.", ms=3)
     ax.plot(*plot_xy(env, goals), "*", color="C1", ms=6)
@@ -99,7 +101,7 @@ def draw_paths(ax, env, paths, goals, success):
 
 
 def draw_mazes(folder):
-    """mazes.png: the mazes of envs.py with their tasks."""
+    """mazes.png in a folder: the mazes of envs.py, without OGBench's own, with their tasks."""
     names = [name for name in envs.ENVIRONMENTS if not name.startswith("pointmaze")]
     figure, axes = plt.subplots(2, 3, figsize=(11, 8))
     for ax, name in zip(axes.flat, names):
@@ -129,7 +131,7 @@ def draw_trajectories(path, env, shown):
 def draw_curve(path, logs, counter):
     """Success over training, and the losses below.
 
-    logs: {"train": rows, "eval": rows} as in the CSV files; counter: the column that counts.
+    logs: {"train": rows, "eval": rows} as in the CSV files; counter: "update" or "step".
     """
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(6, 5), sharex=True)
     for ax, log in ((top, logs["eval"]), (bottom, logs["train"])):
@@ -146,7 +148,7 @@ def draw_curve(path, logs, counter):
 
 
 def draw_value(path, env, value, episodes, subgoals=None):
-    """V(., g) for each task, one episode and the subgoals along it.
+    """For each task a panel: V(., g), one episode and the subgoals along it.
 
     value(points (n, 2), goal (1, 2)) -> (n,); episodes: (paths (T+1, tasks, N, 2), goals
     (tasks, N, 2), success), of which the first of each task is drawn; subgoals(path (T+1, 2), goal
@@ -169,8 +171,8 @@ def draw_value(path, env, value, episodes, subgoals=None):
 
 
 def draw_correction(path, logs):
-    """HIRO's correction over training: how often it changes a goal, by how much, what it gains;
-    and how far from its subgoals the low-level policy ends. logs as in `draw_curve`."""
+    """HIRO's correction over training: how often it changes a goal, how far, and by how much the
+    score rises; and how far from its subgoals the agent ends. logs as in `draw_curve`."""
     panels = {"relabel_fraction": "share of goals relabelled",
               "relabel_distance": "mean change of a goal",
               "relabel_gain": "mean gain of the score, Eq. (5)",
@@ -185,7 +187,7 @@ def draw_correction(path, logs):
 
 
 def draw_episodes(path, task, rows, goals, subgoal_interval=None):
-    """One episode of each test of an online task, and its subgoals: a row for each time.
+    """One episode of each test of an online task, and its subgoals: a row of panels for each title.
 
     task: an `envs.GoalEnv`; rows: {title: {test: {"paths": (T+1, 2), "asked": (subgoals, 2)}}},
     the end of training last; goals: {test: (N, 2)} of that last row; subgoal_interval: steps
@@ -202,19 +204,24 @@ def draw_episodes(path, task, rows, goals, subgoal_interval=None):
             ax.plot(*plot_xy(env, episode), "C0", lw=1)
             if subgoal_interval:
                 draw_arrows(ax, env, episode[::subgoal_interval], tests[name]["asked"], lw=0.8)
-            if title == list(rows)[-1] or name != "random":     # random goals are drawn anew
+            if title == list(rows)[-1] or name != "random":     # earlier random goals are not kept
                 ax.plot(*plot_xy(env, goals[name][0]), "r*", ms=9)
             ax.set_title(f"goal {name.replace('_', ', ')}", fontsize=9)
         row[0].set_ylabel(title)
     save_figure(figure, path)
 
 
-def main(folder="runs"):
-    """Draw the mazes into that folder."""
-    os.makedirs(folder, exist_ok=True)
-    draw_mazes(folder)
+def main():
+    p = Parser(prog="python -m support.plots", description="Draws every maze with its tasks.")
+    p.add_argument("folder", nargs="?", default="runs", help="where mazes.png goes (default: runs)")
+    folder = p.parse_args().folder
+    try:
+        os.makedirs(folder, exist_ok=True)
+        draw_mazes(folder)
+    except OSError as e:
+        exit_with_error(e, p.prog)
     print(f"wrote mazes.png to {os.path.abspath(folder)}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main()

@@ -2,11 +2,11 @@
 
 A program (hiql.py, hiro.py, lab/baselines.py, lab/td3.py) is a module with a dataclass `Config` and
     resolve(given) -> config               a whole config from the flags given (a dict)
-    prepare(config, checkpoint) -> problem environment and data; refuses bad input (ValueError)
+    prepare(config, checkpoint) -> problem a namespace, with config; ValueError for bad input
     train(problem, run)                    trains by `Run.drive` and ends with `Run.finish`
     evaluate_checkpoint(problem, agent) -> summary
-    COUNTER                                what it counts: "update" or "step"
-and calls `main(sys.modules[__name__])`. It then has
+    COUNTER                                what a run counts: "update" or "step"
+and calls `main(sys.modules[__name__])`. Its command line then takes
     [flags]                  one run: a folder with config.json, train.csv, eval.csv,
                              checkpoint.npz, summary.json and pictures
     --seeds A-B [--jobs N]   one process for each seed, N at once; seeds.csv beside them
@@ -41,7 +41,10 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))          # th
 
 
 def main(program):
-    """Run the program of a module (see the top of this file) with the flags in sys.argv."""
+    """Run the program of a module (see the top of this file) with the flags in sys.argv.
+
+    Exit codes: 2 wrong input, 1 a loss or parameter not finite or a seed failed, 130 interrupted.
+    """
     path = os.path.relpath(os.path.realpath(program.__file__), os.path.realpath(HERE))
     command = path if os.sep not in path else "-m " + path[:-3].replace(os.sep, ".")
     p = parser(program.Config, program.__doc__.split("\n\n")[0] +
@@ -82,7 +85,7 @@ def main(program):
 
 
 def load_run(program, folder):
-    """(problem, agent) of the run of a program in a folder. ValueError or OSError if it is none."""
+    """(problem, agent) of a program's run in a folder; ValueError or OSError without such a run."""
     try:
         given = read_json(os.path.join(folder, "config.json"))["config"]
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
@@ -100,7 +103,7 @@ def require_free_folder(folder):
 
 
 def free_folder(config):
-    """runs/<env>_<agent>_seed<seed>, with a number behind it if that exists."""
+    """runs/<env>_<agent>_seed<seed>; if that exists, the first free one of ..._2, ..._3, ..."""
     agent = getattr(config, "agent", type(config).__module__.split(".")[-1])
     if agent == "__main__":
         agent = os.path.basename(sys.argv[0]).removesuffix(".py")
@@ -146,9 +149,10 @@ def _run_seeds(program, command, given, seeds, folder, jobs):
 def run_processes(runs, jobs, done):
     """Run {label: (program, words, folder)}, `jobs` at once; done(label, summary) as each one ends.
 
-    program: what follows `python`, such as ["hiql.py"] with its path or ["-m", "lab.td3"]. A run
-    that has begun is resumed. Output goes to <folder>.log. Ctrl-C reaches the processes too, which
-    save and stop; so they do when this one is terminated or fails. -> labels of runs that failed.
+    program: what follows `python`: [path of hiql.py] or ["-m", "lab.td3"]. words: its flags, but
+    for --out. A run with a checkpoint is resumed; one with a summary is not run again. Output
+    goes to <folder>.log. On Ctrl-C, SIGTERM or an exception here the processes save and stop,
+    and are waited for. -> labels of runs that failed.
     """
     waiting, active, failed = list(runs), {}, []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -158,7 +162,7 @@ def run_processes(runs, jobs, done):
             while waiting and len(active) < jobs:
                 name = waiting.pop(0)
                 program, words, folder = runs[name]
-                if os.path.exists(os.path.join(folder, "summary.json")):    # ended, not recorded
+                if os.path.exists(os.path.join(folder, "summary.json")):    # ended earlier
                     done(name, read_json(os.path.join(folder, "summary.json")))
                     continue
                 begun = os.path.exists(os.path.join(folder, "checkpoint.npz"))
@@ -196,10 +200,11 @@ class Run:
     """The folder of one run: configuration, logs, checkpoint, summary, and the progress line."""
 
     def __init__(self, folder, config, checkpoint=None, counter="update", program=""):
-        """checkpoint: the tree of arrays to go on from, else None for a new folder.
+        """checkpoint: the tree of arrays to go on from; None: a new run, in a folder without one.
 
-        folder None: nothing is written. counter: what the run counts, updates or steps.
-        program: what follows `python` on its command line.
+        folder None: nothing is written. counter: what the run counts, "update" or "step".
+        program: what follows `python` on its command line, for config.json. ValueError: the folder
+        holds a run already.
         """
         self.folder, self.checkpoint, self.config = folder, checkpoint, config
         self.counter = counter
@@ -233,11 +238,11 @@ class Run:
         return os.path.join(self.folder, name)
 
     def seconds(self):
-        """Seconds since the run began, stops left out."""
+        """Seconds that the run has taken, without the time between a stop and its --resume."""
         return self.before + time.perf_counter() - self.start
 
     def log(self, name, row):
-        """Add a row to train.csv or eval.csv; the counter comes first."""
+        """Add a row (dict), the counter first, to "train" or "eval"; `save` writes them."""
         self.logs[name].append(row)
 
     def drive(self, loop, agent, generators, total, evaluate, every, log_every):
@@ -245,14 +250,15 @@ class Run:
 
         loop: a generator that trains `agent` in place and yields (row, whole) after each update
         or window: row {name: number} of losses and the like; whole is False where the run cannot
-        be cut (within an episode). agent[counter] tells how far it is, of `total`.
-        evaluate() -> a summary (dict), or None while there is nothing to evaluate; it is called
-        every `every`, and a row of train.csv is kept every `log_every`.
-        -> the last summary, None without one. FloatingPointError: a loss or a parameter is NaN.
+        be interrupted (within an episode). agent[counter] counts updates or steps up to `total`.
+        evaluate() -> a summary (dict), or None while there is nothing to evaluate; it is called,
+        and the run saved, every `every` counts; a row of train.csv is kept every `log_every`.
+        -> the last summary, None without one. FloatingPointError: a loss or a parameter is not
+        finite. Interrupted: after Ctrl-C, once the run is saved.
         """
         step, last = int(agent[self.counter]), None
         due = (step // every + 1) * every
-        with np.errstate(over="ignore", invalid="ignore"):              # NaN is looked for here
+        with np.errstate(over="ignore", invalid="ignore"):              # checked below instead
             for row, whole in loop:
                 before, step = step, int(agent[self.counter])
                 for name, x in row.items():
@@ -278,7 +284,9 @@ class Run:
         return last
 
     def progress(self, done, total, text, every=0.5):
-        """One refreshing line on a terminal; elsewhere a plain line every ten seconds."""
+        """One line, on a terminal rewritten every `every` seconds, elsewhere a new one every ten.
+
+        done of total updates or steps; text: losses and success."""
         now, terminal = time.perf_counter(), sys.stdout.isatty()
         if now - self.shown < (every if terminal else 10) and done < total:
             return
@@ -291,14 +299,16 @@ class Run:
               end="\n" if not terminal or done == total else "")
 
     def require_finite(self, agent):
-        """FloatingPointError if a parameter is NaN or infinite; a goal range may be unknown yet."""
+        """FloatingPointError if a number of the agent is NaN or infinite. HIRO's goal range may be
+        NaN: it is until it is measured."""
         if not all(np.isfinite(x).all() for name, x in flatten(agent).items()
                    if x.dtype.kind == "f" and "goal_range" not in name):
             raise FloatingPointError(f"the agent is no longer finite at {self.counter} "
                                      f"{int(agent[self.counter])}")
 
     def save(self, agent, generators):
-        """Write logs and checkpoint: a tree of arrays and the states of generators {name: rng}."""
+        """Write logs and checkpoint: the agent, a tree of arrays, and the states of generators
+        {name: rng}. Raises `Interrupted` if Ctrl-C was pressed."""
         if not self.folder:
             return
         self.require_finite(agent)
@@ -313,7 +323,7 @@ class Run:
             raise Interrupted
 
     def restore(self, agent, generators):
-        """Set an agent and generators {name: rng} to the checkpoint, if there is one."""
+        """Set agent and generators {name: rng}, in place, to the checkpoint, if there is one."""
         if self.checkpoint:
             agent.update({name: x for name, x in self.checkpoint.items()
                           if name not in ("rng", "seconds")})
@@ -321,11 +331,11 @@ class Run:
                 rng.bit_generator.state = json.loads(str(self.checkpoint["rng"][name]))
 
     def finish(self, summary):
-        """Write summary.json; print what matters of it, and where the rest is."""
+        """Write the summary (dict) to summary.json; print the main part and where the files are."""
         if resource:
             unit = 2**20 if sys.platform == "darwin" else 2**10
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            summary = {**summary, "peak_mb": round(peak / unit)}        # memory
+            summary = {**summary, "peak_mb": round(peak / unit)}        # memory in MiB
         if not self.folder:
             return show(summary)
         write_json(self.path("summary.json"), summary)
@@ -333,13 +343,13 @@ class Run:
         print(f"files in {self.folder}: {' '.join(sorted(os.listdir(self.folder)))}")
 
 
-ON_FIRST_LINE = ("env", "agent", "seed", "updates", "env_steps", "episodes", "peak_mb")
+NOT_PRINTED = ("env", "agent", "seed", "updates", "env_steps", "episodes", "peak_mb")
 
 
 def show(summary):
-    """Print a summary in about ten lines: no curves, nothing that the first line has said."""
+    """Print a summary in about ten lines: no curves, and nothing of NOT_PRINTED."""
     for key, value in summary.items():
-        if key in ON_FIRST_LINE or key.endswith(("_curve", "_by_distance")) or (
+        if key in NOT_PRINTED or key.endswith(("_curve", "_by_distance")) or (
                 key.startswith("subgoal_error_")):
             continue
         if isinstance(value, float):
@@ -354,13 +364,14 @@ def minutes(seconds):
 
 
 def generators(seed, *names):
-    """One independent generator for each purpose, all spawned from one seed."""
+    """{name: generator}, independent of one another: the i-th has the i-th child of the seed."""
     return dict(zip(names, map(np.random.default_rng, np.random.SeedSequence(seed).spawn(
         len(names)))))
 
 
 def same_shapes(agent, fresh):
-    """Whether the arrays of `fresh` are in a checkpoint's tree, with their shapes and no others."""
+    """Whether a checkpoint has, under the top-level names of `fresh`, the same arrays by name and
+    shape. It may have further top-level names."""
     shapes = {name: x.shape for name, x in flatten(fresh).items()}
     try:
         return shapes == {name: x.shape for name, x in flatten(

@@ -209,6 +209,14 @@ def test_wrong_input_gets_one_line_and_exit_code_2(program, words, message, tmp_
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("program, name, value, choices", [
+    (hiql, "rep_type", "phi", "phi_sg, phi_g, none"), (hiro, "critic_loss", "l1", "huber, squared"),
+    (hiro, "correction", "of_policy", "off_policy, none")])
+def test_unknown_words_are_refused_from_python_too(program, name, value, choices):
+    with pytest.raises(ValueError, match=f"must be one of {choices}, not {value}"):
+        program.resolve({name: value})
+
+
 # --------------------------------------------------------------------------------------- runs
 
 
