@@ -15,8 +15,6 @@ four times as fast as OGBench's and their data are fewer. The U-maze is that of 
 To see the mazes: `python -m support.plots`.
 """
 
-import nets                             # first: it sets one BLAS thread before numpy loads
-
 import importlib
 from dataclasses import dataclass, field
 from functools import cached_property, partial
