@@ -44,9 +44,10 @@ class Field:
 
 
 def field_config(program=hiro, **changes):
+    hierarchy = {} if program is td3 else {"goal_range": 0, "high_updates": 1}
     return program.resolve({"subgoal_interval": 5, "steps": 600, "warmup": 200,
-                            "eval_interval": 300, "goal_range": 0, "eval_episodes": 3,
-                            "batch_size": 32, "high_updates": 1, **changes})
+                            "eval_interval": 300, "eval_episodes": 3, "batch_size": 32,
+                            **hierarchy, **changes})
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -299,10 +299,12 @@ class Run:
               end="\n" if not terminal or done == total else "")
 
     def require_finite(self, agent):
-        """FloatingPointError if a number of the agent is NaN or infinite. HIRO's goal range may be
-        NaN: it is until it is measured."""
+        """FloatingPointError if a number of the agent is NaN or infinite.
+
+        HIRO's goal range, and with it the goals in its replay, may be NaN until it is measured.
+        """
         if not all(np.isfinite(x).all() for name, x in flatten(agent).items()
-                   if x.dtype.kind == "f" and "goal_range" not in name):
+                   if x.dtype.kind == "f" and not name.startswith(("goal_range", "replay/"))):
             raise FloatingPointError(f"the agent is no longer finite at {self.counter} "
                                      f"{int(agent[self.counter])}")
 

@@ -209,6 +209,28 @@ def test_wrong_input_gets_one_line_and_exit_code_2(program, words, message, tmp_
     assert os.listdir(tmp_path) == []
 
 
+def test_a_checkpoint_of_the_warm_up_has_goals_without_a_range(tmp_path, monkeypatch):
+    """--goal-range 0 is measured at the warm-up's end; a run is saved, and resumed, before it."""
+    shorten_episodes(monkeypatch, "point-umaze")
+    monkeypatch.setattr(online, "draw", lambda *_: None)
+    words = (*TINY_HIRO, "--goal-range", 0, "--eval-interval", 200, "--steps", 700)
+    assert run(hiro, *words, "--out", tmp_path / "whole") == 0
+    plain, steps = Run.save, []
+
+    def save(self, agent, generators):
+        steps.append(int(agent["step"]))
+        assert np.isnan(agent["goal_range"]).all() == (steps[-1] < 500)
+        self.stopped = steps[-1] < 500
+        plain(self, agent, generators)
+
+    monkeypatch.setattr(Run, "save", save)
+    assert run(hiro, *words, "--out", tmp_path / "parts") == 130 and steps == [200]
+    monkeypatch.setattr(Run, "save", plain)
+    assert run(hiro, "--resume", tmp_path / "parts") == 0
+    whole, parts = (flatten(load_tree(tmp_path / x / "checkpoint.npz")) for x in ("whole", "parts"))
+    assert all((x == parts[name]).all() for name, x in whole.items() if name != "seconds")
+
+
 @pytest.mark.parametrize("program, name, value, choices", [
     (hiql, "rep_type", "phi", "phi_sg, phi_g, none"), (hiro, "critic_loss", "l1", "huber, squared"),
     (hiro, "correction", "of_policy", "off_policy, none")])
