@@ -205,7 +205,7 @@ def headline():
     shown = [*HEADLINE.values(), *PUBLISHED_SETTINGS.values()]
     files = ", ".join(dict.fromkeys(f"`results/{parts_of(x)[0]}.csv`" for x in shown))
     return "\n".join([*_markdown(lines), "", "Success: interquartile mean over seeds [95 % "
-                      f"interval]; from {files}."])
+                      f"interval]; from {files}, by `{PROGRAM} report`."])
 
 
 def _headline_cells(reference):

@@ -185,7 +185,7 @@ def test_headline_by_hand(project, write_ini, monkeypatch):
         "| Q | 0 | 0.00 to 0.00 (1 of 3 seeds) | - | - | 1.5 |",
         "| R | 0.75 | 0.75 to 0.75 (1 seeds) | - | - | 10.0 |", "",
         "Success: interquartile mean over seeds [95 % interval]; from `results/a.csv`, "
-        "`results/b.csv`."]
+        "`results/b.csv`, by `python -m lab.tables report`."]
 
 
 def test_report_renews_what_stands_between_its_marks(project, write_ini, monkeypatch):
