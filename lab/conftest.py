@@ -1,4 +1,4 @@
-"""What the tests of lab/experiments.py and lab/tables.py share."""
+"""What tests of the laboratory share: a project to write to, small data sets."""
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from lab import experiments, tables
+from support.test_run import small_data         # noqa: F401, a fixture
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ import nets                             # first: it sets one BLAS thread before 
 
 import os
 import re
-import signal
-import sys
 from types import SimpleNamespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,31 +19,12 @@ from lab import baselines, theory
 from nets import flatten, mlp, tree_map
 from support import offline
 from support.files import load_tree, read_json
-from support.run import HERE, generators, load_run, main
+from support.run import HERE, generators, load_run
+from support.test_run import run as run_program
+
+run = partial(run_program, baselines)            # (*words) -> exit code
 
 TINY = ("--quick", "--steps", 20, "--eval-interval", 10, "--eval-episodes", 1)
-
-
-def run(*words):
-    """`python -m lab.baselines WORDS` in this process; returns the exit code."""
-    old = sys.argv, signal.getsignal(signal.SIGINT)
-    sys.argv = ["baselines.py", *map(str, words)]
-    try:
-        main(baselines)
-    except SystemExit as e:
-        return e.code or 0
-    finally:
-        sys.argv = old[0]
-        signal.signal(signal.SIGINT, old[1])
-    return 0
-
-
-@pytest.fixture
-def small_data(monkeypatch):
-    """Data sets of 20 trajectories."""
-    plain = envs.collect
-    monkeypatch.setattr(envs, "collect", lambda env, rng, **recipe: plain(
-        env, rng, **{**recipe, "episodes": 20}))
 
 
 def toy(agent, discrete=False, seed=0, **changes):

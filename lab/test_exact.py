@@ -19,6 +19,7 @@ import hiql
 from lab import exact
 from support import plots
 from support.run import generators
+from test_all import chain
 
 
 def run(*words):
@@ -30,15 +31,6 @@ def run(*words):
         return e.code
     finally:
         sys.argv = old
-
-
-def chain(*trajectories):
-    """A data set on the top corridor of grid-fourrooms: columns visited, as trajectories."""
-    obs = np.concatenate([[(1, column) for column in t] for t in trajectories])
-    ends = np.cumsum([len(t) for t in trajectories]) - 1
-    terminals = np.zeros(len(obs), bool)
-    terminals[ends] = True
-    return envs.Dataset(obs.astype(np.float32), np.zeros(len(obs), int), terminals)
 
 
 # ------------------------------------------------------------------------------ exact values

@@ -9,8 +9,7 @@ import nets                             # first: it sets one BLAS thread before 
 
 import dataclasses
 import os
-import signal
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,7 +20,11 @@ from lab import baselines, ogbench
 from nets import length_normalize, mlp, tree_map
 from support import datasets
 from support.files import read_json
-from support.run import HERE, generators, main
+from support.run import HERE
+from support.test_run import run as run_program
+from test_all import close
+
+run = partial(run_program, hiql)            # (*words) -> exit code
 
 MAPS = {                                # locomaze/maze.py's arrays: 1 is a wall
     "medium": "11111111 10011001 10010001 11000111 10010001 10100101 10001001 11111111",
@@ -32,36 +35,6 @@ MAPS = {                                # locomaze/maze.py's arrays: 1 is a wall
              "1010101111110101 1011100010001101 1000001000100001 1111111111111111",
     "teleport": "111111111111 100000101001 110100010011 110111000001 100001010101 "
                 "101101010101 101101010101 100001000101 111111111111"}
-
-
-def run(*words):
-    """`python hiql.py WORDS` in this process; returns the exit code."""
-    old = sys.argv, signal.getsignal(signal.SIGINT)
-    sys.argv = ["hiql.py", *map(str, words)]
-    try:
-        main(hiql)
-    except SystemExit as e:
-        return e.code or 0
-    finally:
-        sys.argv = old[0]
-        signal.signal(signal.SIGINT, old[1])
-    return 0
-
-
-def close(a, b, tolerance=1e-9):
-    """Relative error of a against b: max|a - b| / max(max|b|, 1e-3)."""
-    a, b = np.asarray(a), np.asarray(b)
-    assert a.shape == b.shape
-    error = np.abs(a - b).max() / max(np.abs(b).max(), 1e-3)
-    assert error < tolerance, error
-
-
-@pytest.fixture
-def small_data(monkeypatch):
-    """Data sets of 20 trajectories."""
-    plain = envs.collect
-    monkeypatch.setattr(envs, "collect", lambda env, rng, **recipe: plain(
-        env, rng, **{**recipe, "episodes": 20}))
 
 
 # ---------------------------------------------------------------------------------- simulator

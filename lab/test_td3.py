@@ -8,7 +8,7 @@ import nets                             # first: it sets one BLAS thread before 
 import os
 import re
 import signal
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,40 +19,14 @@ from lab import td3
 from nets import flatten, mlp, relu
 from support import online
 from support.files import load_tree, read_json, read_rows
-from support.run import load_run, main
+from support.run import load_run
+from support.test_run import run as run_program
+from test_all import toy_replay
+
+run = partial(run_program, td3)            # (*words) -> exit code
 
 TINY = ("--steps", 600, "--warmup", 300, "--eval-interval", 200, "--eval-episodes", 2,
         "--batch-size", 32, "--hidden-dims", "16,16")
-
-
-def run(*words):
-    """`python -m lab.td3 WORDS` in this process; returns the exit code."""
-    old = sys.argv, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    sys.argv = ["td3.py", *map(str, words)]
-    try:
-        main(td3)
-    except SystemExit as e:
-        return e.code or 0
-    finally:
-        sys.argv = old[0]
-        signal.signal(signal.SIGINT, old[1])
-        signal.signal(signal.SIGTERM, old[2])
-    return 0
-
-
-def toy_replay(c=4, capacity=8):
-    """Windows of a walk on a line of integers, x = 0, 1, 2, ...; action and reward tell the step.
-
-    Lengths 4, 2 (cut by the time limit), 4, 3 (terminated), 4.
-    """
-    replay, x = hiro.replay_init(capacity, c, 2, 1, 1, 1), 0.0
-    for n, terminated, follows in ((4, 0, 0), (2, 0, 1), (4, 0, 0), (3, 1, 1), (4, 0, 0)):
-        at = x + np.arange(n + 1)
-        hiro.replay_add(replay, {"states": np.stack([at, -at], 1), "actions": at[:n, None] / 100,
-                                 "rewards": at[:n], "goal": [x + 10], "task": [-x]},
-                        terminated, follows)
-        x += n
-    return replay
 
 
 # ----------------------------------------------------------------------- batches and learning

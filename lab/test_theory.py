@@ -16,6 +16,7 @@ import envs
 from lab import theory
 from support import plots
 from support.files import read_json
+from test_all import close
 
 
 def run(*words):
@@ -27,13 +28,6 @@ def run(*words):
         return e.code
     finally:
         sys.argv = old
-
-
-def close(a, b, tolerance=1e-9):
-    a, b = np.asarray(a), np.asarray(b)
-    assert a.shape == b.shape
-    error = np.abs(a - b).max() / max(np.abs(b).max(), 1e-3)
-    assert error < tolerance, error
 
 
 def test_chain_of_proposition_4_1():

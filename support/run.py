@@ -31,7 +31,7 @@ except ImportError:                     # Windows
 import numpy as np
 import scipy
 
-from nets import flatten, unflatten
+from nets import flatten
 from support.files import load_tree, read_json, read_rows, save_tree, write_json, write_rows
 from support.flags import exit_with_error, flag_of, parser, seed_range, text_of
 
