@@ -8,7 +8,7 @@ Park, Ghosh, Eysenbach, Levine 2023, arXiv 2307.11949. From a data set without r
   pi_l(a | s, z)      the low-level policy: the action that leads there (the worker)
 Both policies learn by advantage-weighted regression (AWR) from that one value.
 
-    python hiql.py            trains on point-medium, about two minutes on one core; leaves logs,
+    python hiql.py            trains on point-medium, two to six minutes on one core; leaves logs,
                               checkpoint, summary and pictures in runs/
     python hiql.py --help     every flag with its meaning and, where it differs, its published value
 

@@ -8,7 +8,7 @@ Off-policy correction: the low-level policy has changed since a window of c step
 whenever the window is sampled, its goal is replaced by the one under which today's low-level policy
 would most likely have taken the stored actions.
 
-    python hiro.py            trains on HIRO's U-maze with a point mass, three to five minutes on
+    python hiro.py            trains on HIRO's U-maze with a point mass, three to eight minutes on
                               one core; leaves logs, checkpoint, summary and pictures in runs/
     python hiro.py --help     every flag with its meaning and its published value
 
