@@ -1885,7 +1885,7 @@ def test_imports_go_downwards_only():
     assert {"nets", "envs", "hiql", "hiro", "support.run", "lab.ogbench"} <= set(graph)
 
     def floor(name):
-        test = name.split(".")[-1].startswith("test_")
+        test = name.split(".")[-1].startswith(("test_", "conftest"))
         return 4 if test else FLOORS.get(name.split(".")[0], 4)
 
     for name, below in graph.items():
