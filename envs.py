@@ -299,10 +299,10 @@ class GridWorld(Maze):
         """Actions (N,) along a shortest path; with probability noise uniform ones instead."""
         uniform = rng.integers(5, size=len(s))
         ahead = self.distance[self.neighbours[self.number(s)], goal_cell[:, None]]
-        return np.where(rng.random(len(s)) < noise, uniform, ahead.argmin(-1))
+        return np.where(rng.random(len(s)) < noise, uniform, ahead.argmin(1))
 
     def success(self, s, g):
-        return (np.rint(s) == np.rint(g)).all(-1)
+        return (np.rint(s) == np.rint(g)).all(1)
 
     def limits(self, s, g):
         return 4 * np.maximum(self.path_length(s, g), 1)
@@ -360,7 +360,7 @@ class PointMaze(Maze):
         for _ in range(parts):
             s += step / parts
             off = np.abs(np.remainder(s + half, self.side) - half)      # from the cell's centre
-            near = off.max(-1) > half - margin
+            near = off.max(1) > half - margin
             if near.any():
                 self._push_out(s, np.flatnonzero(near))
         return s
@@ -376,7 +376,8 @@ class PointMaze(Maze):
         """Push the discs `live` among those at s (N, 2) out of the walls, in place."""
         for _ in range(4):                      # a concave corner takes two pushes, rarely more
             depth, normal = self._deepest_contact(s[live])
-            live, depth, normal = live[depth > 1e-9], depth[depth > 1e-9], normal[depth > 1e-9]
+            touch = depth > 1e-9
+            live, depth, normal = live[touch], depth[touch], normal[touch]
             if not len(live):
                 return
             s[live] += depth[:, None] * normal
@@ -402,14 +403,14 @@ class PointMaze(Maze):
         wall, the way out is to the nearest point of a free cell.
         """
         depth, normal, wall, centre = self._contacts(s)
-        rows, deepest = np.arange(len(s)), depth.argmax(-1)
+        rows, deepest = np.arange(len(s)), depth.argmax(1)
         depth, normal, inside = depth[rows, deepest], normal[rows, deepest], wall[:, 4]
         if inside.any():
             inner = self.side / 2 - 1e-9        # away > 0 even if the disc's centre is on an edge
             gap = (s[:, None] - centre)[inside]
             gap -= np.clip(gap, -inner, inner)
             away = np.where(wall[inside], np.inf, np.sqrt((gap ** 2).sum(-1)))
-            out = np.arange(len(away)), away.argmin(-1)
+            out = np.arange(len(away)), away.argmin(1)
             depth[inside] = self.radius + away[out]
             normal[inside] = -gap[out] / away[out][:, None]
         return depth, normal
@@ -418,17 +419,17 @@ class PointMaze(Maze):
         """Actions (N, 2) along a shortest path: the unit vector to the centre of the next cell +
         N(0, noise^2), clipped to [-1, 1]."""
         aim = self.centre(self.cells[self.next_cell[self.number(s), goal_cell]]) - s
-        length = np.maximum(np.sqrt((aim ** 2).sum(-1, keepdims=True)), 1e-9)
+        length = np.maximum(np.sqrt((aim ** 2).sum(1, keepdims=True)), 1e-9)
         return np.clip(aim / length + noise * rng.normal(size=s.shape), -1, 1)
 
     def success(self, s, g):
-        return np.sqrt(((s - g) ** 2).sum(-1)) <= self.tolerance
+        return np.sqrt(((s - g) ** 2).sum(1)) <= self.tolerance
 
     def limits(self, s, g):
         return np.full(len(s), self.time_limit)
 
     def path_length(self, s, g):
-        """Length (N,) of the path from s to g through the centres of cells; there must be one.
+        """Length (N,) of the path from s to g through the centres of cells; inf without a path.
 
         From g's cell and the cells next to it this is the distance from s to g itself; from
         elsewhere the path ends at the centre of g's cell.
@@ -436,7 +437,8 @@ class PointMaze(Maze):
         i, j = self.number(s), self.number(g)
         step = self.next_cell[i, j]
         aim = np.where((step == j)[:, None], g, self.centre(self.cells[step]))
-        return np.sqrt(((s - aim) ** 2).sum(-1)) + self.side * self.distance[step, j]
+        length = np.sqrt(((s - aim) ** 2).sum(1)) + self.side * self.distance[step, j]
+        return np.where(self.distance[i, j] < 0, np.inf, length)
 
 
 @dataclass
@@ -592,7 +594,7 @@ class GoalEnv:
 
     def distance(self, s, g):
         """Distances (N,) of positions s to goals g, (N, 2) each; here Euclidean."""
-        return np.sqrt(((s - g) ** 2).sum(-1))
+        return np.sqrt(((s - g) ** 2).sum(1))
 
     def reached(self, distance):
         """Whether goals at these distances (N,) count as reached."""
@@ -717,8 +719,8 @@ def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5, progr
         if kind == "navigate":
             return rng.choice(goals, size=len(start))
         there = env.distance[start]                                 # (n, cells)
-        there = there == np.minimum(4, there.max(-1, keepdims=True))
-        return np.argmax(rng.random(there.shape) * there, axis=-1)
+        there = there == np.minimum(4, there.max(1, keepdims=True))
+        return np.argmax(rng.random(there.shape) * there, axis=1)
 
     start = rng.integers(len(env.cells), size=episodes)
     s = env.place(env.cells[start], rng)

@@ -93,7 +93,7 @@ import envs
 from nets import (adam, categorical_log_prob, ema, gaussian_log_prob, init_mlp,
                   length_normalize, mlp, stop_gradient, tree_map)
 from support import offline, plots
-from support.flags import NOT_NEGATIVE, POSITIVE, SIZES, check_ranges, option
+from support.flags import NOT_NEGATIVE, POSITIVE, SIZES, check_ranges, option, refuse_unused
 from support.run import load_run, main
 
 COUNTER = "update"                      # what support/run.py counts
@@ -194,7 +194,10 @@ def resolve(given, config_class=Config, changes=None):
         values.pop("encoding", None)                    # the subgoal is w - s, of positions
     config = config_class(**{**values, **given})
     check_ranges(config)
-    if config.value_p_curgoal + config.value_p_trajgoal > 1 + 1e-6:
+    refuse_unused(config, config_class(**values), {
+        "rep_dim": config.rep_type == "none" and "--rep-type none",
+        "flat_alpha": not (config.train_flat or changes) and "--no-train-flat"})
+    if config.value_p_curgoal + config.value_p_trajgoal > 1:
         raise ValueError("--value-p-curgoal and --value-p-trajgoal must not exceed 1 together; the "
                          "rest are random goals")
     if config.temperature and not config.discrete:
@@ -297,7 +300,7 @@ def value(p, s, z):
 
     def back(dv):
         dx, grads = back_mlp(dv[..., None])
-        return dx[:, s.shape[-1]:], grads
+        return dx[:, s.shape[1]:], grads
 
     return v[..., 0], back
 
@@ -586,7 +589,7 @@ def subgoal_places(params, s, g, points, config):
     for x in s[:, None]:
         z = subgoal(params, x, g, config)
         there, _ = phi(params, x.repeat(len(w), 0), w, config)
-        nearest.append(((there - z) ** 2).sum(-1).argmin())
+        nearest.append(((there - z) ** 2).sum(1).argmin())
     return points[nearest]
 
 

@@ -92,7 +92,8 @@ import numpy as np
 import envs
 from nets import adam, adam_init, ema, init_mlp, mlp, relu, stop_gradient, tanh, tree_map
 from support import online
-from support.flags import NOT_NEGATIVE, POSITIVE, SIZES, check_ranges, option, require
+from support.flags import (NOT_NEGATIVE, POSITIVE, SIZES, check_ranges, option, refuse_unused,
+                           require)
 from support.run import load_run, main
 
 COUNTER = "step"                        # what support/run.py counts: environment steps
@@ -173,6 +174,10 @@ def resolve(given, config_class=Config, changes=None):
         values.update(QUICK)
     config = config_class(**{**values, **given})
     check_ranges(config)
+    refuse_unused(config, config_class(**values), {
+        "candidates": config.correction == "none" and "--correction none",
+        "noise_correlation": not config.high_noise and "--high-noise 0",
+        "target_clip": not config.target_noise and "--target-noise 0"})
     steps, warmup, c = config.steps, config.warmup, config.subgoal_interval
     require(config, lambda x: x >= c, f"at least --subgoal-interval {c}", "warmup", "capacity")
     if steps <= warmup:

@@ -1,6 +1,7 @@
 """What HIQL is compared with: flat, gciql, gcbc, hgcbc, and controllers that learn nothing.
 
-    python -m lab.baselines --agent gciql            also takes the flags of hiql.py
+    python -m lab.baselines --agent gciql            also takes those flags of hiql.py that
+                                                     have an effect on the agent
     python -m lab.baselines --agent hiql --env grid-fourrooms       hiql itself; on grids the
                                                      summary has its shares of wrong first actions
 
@@ -18,14 +19,14 @@ value alone (IQL: from the target Q; OGBench's published GCIQL: by DDPG+BC at ex
 import hiql                             # first: it sets one BLAS thread before numpy loads
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from lab.theory import wrong_first_actions
 from nets import mlp, stop_gradient, tree_map
 from support import offline
-from support.flags import option
+from support.flags import option, refuse_unused
 from support.run import main
 
 COUNTER = "update"
@@ -43,9 +44,32 @@ class Config(hiql.Config):
                         "learning: the data's collector, straight at the goal, random", AGENTS)
 
 
+ALPHAS = {"high_alpha", "low_alpha"}
+HIERARCHY = {*ALPHAS, "subgoal_steps", "subgoal_interval"}
+PHI = {"rep_type", "rep_dim"}
+VALUE = {"discount", "expectile", "tau", "value_p_curgoal", "value_p_trajgoal", "goal_discount",
+         "goal_reached_by", "policy_steps", "flat_alpha"}
+UNUSED = {                              # fields of Config without effect on an agent
+    "hiql": set(), "flat": {"train_flat", *HIERARCHY}, "gciql": {"train_flat", *HIERARCHY, *PHI},
+    "gcbc": {"train_flat", *HIERARCHY, *PHI, *VALUE},
+    "hgcbc": {"train_flat", *ALPHAS, *PHI, *VALUE},
+    **dict.fromkeys(CONTROLLERS, {field.name for field in fields(Config)} - {
+        "agent", "env", "seed", "eval_episodes"})}
+
+
+def unused(config):
+    """The UNUSED fields of a config's agent in its environment, in the order of Config."""
+    names = set(UNUSED[config.agent])
+    if config.discrete and config.agent == "flat":
+        names.remove("subgoal_steps")                   # `wrong_first_actions` takes them
+    if config.discrete and config.agent in ("flat", "gciql", "gcbc"):
+        names.add("const_std")                          # no Gaussian policy
+    return [field.name for field in fields(config) if field.name in names]
+
+
 def resolve(given):
-    """A whole Config, as `hiql.resolve`. ValueError also: flags that do not fit the agent."""
-    agent, changes = given.get("agent", Config.agent), {}
+    """A whole Config, as `hiql.resolve`. ValueError also: flags without effect on the agent."""
+    agent, changes, given = given.get("agent", Config.agent), {}, dict(given)
     if agent not in AGENTS:
         raise ValueError(f"unknown agent {agent!r}; known: {', '.join(AGENTS)}")
     if agent != "hiql":
@@ -58,17 +82,16 @@ def resolve(given):
         changes["rep_type"] = "none"                    # there is no value to learn phi from
     if agent in CONTROLLERS:
         changes.update(steps=1, policy_steps=0)         # an update without any loss
+        if given.pop("quick", False):
+            changes["eval_episodes"] = hiql.QUICK["eval_episodes"]
     config = hiql.resolve(given, Config, changes)
-    if config.policy_steps and agent in (*CLONES, *CONTROLLERS):
-        raise ValueError(f"--policy-steps needs a value to begin with, and {agent} has none")
-    if config.train_flat and agent != "hiql":
-        raise ValueError("--train-flat is for --agent hiql: the flat policy learns from its value")
-    if agent in CLONES and (config.high_alpha or config.low_alpha or config.flat_alpha):
-        raise ValueError(f"{agent} clones behaviour: its temperatures --...-alpha are 0")
     if agent in CONTROLLERS and config.discrete:
         raise ValueError(f"--agent {agent} is for point mazes, not {config.env}")
-    if agent == "hgcbc" and config.rep_type != "none":
-        raise ValueError("hgcbc has no value to learn phi from; it wants --rep-type none")
+    names = unused(config)
+    plain = {name: given[name] for name in ("agent", "env", "preset", "quick")
+             if name in given and name not in names}
+    refuse_unused(config, hiql.resolve(plain, Config, changes),
+                  dict.fromkeys(names, f"--agent {agent}"))
     return config
 
 

@@ -50,7 +50,7 @@ class GymAdapter:
     @staticmethod
     def _begins(obs):
         o, p = (np.ravel(obs[k]) for k in ("observation", "achieved_goal"))
-        return len(o) >= len(p) and np.array_equal(o[:len(p)], p)
+        return np.array_equal(o[:len(p)], p)
 
     def observe(self, obs):
         """A dict of observation (S,), position first, achieved_goal (P,), desired_goal (D,)."""

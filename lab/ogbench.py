@@ -3,7 +3,8 @@
 Park et al. 2024, arXiv 2410.20092. The registry of envs.py names `OGBenchMaze` for its
 environments pointmaze-{medium,large,giant,teleport}-{navigate,stitch}-v0. The simulator's steps
 were fitted to those of OGBench 1.2.1 under MuJoCo 3.2.4; data/ogbench_steps.npz holds some of them.
-A data set of a million rows is made when it is first asked for, and kept in datasets/NAME.npz.
+A data set of a million rows is made when it is first asked for, and kept in datasets/NAME.npz with
+the recipe that made it; a file there by another recipe, or by none, is set aside and not used.
 There is nothing to run here: `python hiql.py --env pointmaze-large-navigate-v0`.
 
 SETTINGS and FAST hold what the environments change in hiql.Config's defaults. The preset "paper"
@@ -27,8 +28,10 @@ differs further:
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
+import json
 import os
 import sys
+import time
 from fnmatch import fnmatch
 from functools import cached_property
 
@@ -36,6 +39,9 @@ import numpy as np
 
 import envs
 from support import datasets
+from support.files import load_arrays
+
+RECIPE_VERSION = 1      # raised when `envs.collect` or the simulator makes other data than before
 
 TELEPORT = """
     ############
@@ -98,10 +104,16 @@ class OGBenchMaze(envs.PointMaze):
         """The data set, the same for every seed (rng is not used), kept in `folder`.
 
         Made by OGBench's recipe, so that it agrees with the published file in distribution, not
-        row by row. A file NAME.npz that is already there, such as the published one, is used as it
-        is. ValueError: that file is no data set.
+        row by row. A file NAME.npz there that records another recipe or none, such as the published
+        one, gets a name with its date, and a new one is made. ValueError: the file is damaged.
         """
-        path = os.path.join(folder, f"{self.name}.npz")
+        path, made_by = os.path.join(folder, f"{self.name}.npz"), self.made_by()
+        if os.path.exists(path) and recipe_of(path) != made_by:
+            date = time.localtime(os.path.getmtime(path))
+            aside = f"{path}.{time.strftime('%Y%m%d-%H%M%S', date)}"
+            os.replace(path, aside)
+            print(f"{path} was not made by today's recipe: it is now {aside}, and --dataset reads "
+                  "it there", flush=True)
         if not os.path.exists(path):
             size, rows = "{episodes} x {rows} rows".format(**self.recipe), self.recipe["rows"]
 
@@ -111,13 +123,21 @@ class OGBenchMaze(envs.PointMaze):
 
             print(f"collecting {self.name}: {size} ...", flush=True)
             os.makedirs(folder, exist_ok=True)
-            datasets.save_dataset(path, envs.collect(self, np.random.default_rng(0), **self.recipe,
-                                                 progress=progress))
+            data = envs.collect(self, np.random.default_rng(0), **self.recipe, progress=progress)
+            datasets.save_dataset(path, data, recipe=made_by)
             print(f"{chr(10) * sys.stdout.isatty()}kept in {path}", flush=True)
         try:
             return datasets.load_dataset(path)
         except ValueError as e:
             raise ValueError(f"{e}; remove {path}, and it is made again") from None
+
+    def made_by(self):
+        """All that decides the data set, as JSON: its file records it."""
+        return json.dumps({
+            "version": RECIPE_VERSION, "seed": 0, "layout": list(map("".join, self.layout)),
+            "speed": self.speed, "radius": self.radius, "start_noise": self.noise,
+            "tolerance": self.tolerance, "left": self.left, "stiffness": self.stiffness,
+            "friction": self.friction, **self.recipe})
 
     @cached_property
     def next_cell(self):
@@ -144,7 +164,7 @@ class OGBenchMaze(envs.PointMaze):
         step = self._step(s, a)
         s = (np.array(s, float) if rng is None else self.jump(s, rng)) + step
         depth, normal = self._contacts(s)[:2]
-        touch = np.flatnonzero((depth > 0).any(-1))
+        touch = np.flatnonzero((depth > 0).any(1))
         s[touch] += self._soften(np.maximum(depth[touch], 0), normal[touch])
         return s
 
@@ -206,6 +226,14 @@ class GoalDirection(envs.Encoding):
 
 class RadialBasisAndDirection(GoalDirection, RadialBasis):
     """RBFs beside the position, and the direction beside a state and its goal."""
+
+
+def recipe_of(path):
+    """The recipe that a data set's file records; None if it has none or cannot be read."""
+    try:
+        return str(load_arrays(path, {"recipe"})["recipe"])
+    except (KeyError, ValueError):
+        return None
 
 
 def make_encoding(name, env):

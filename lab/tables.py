@@ -28,8 +28,8 @@ import sys
 import numpy as np
 from scipy.stats import bootstrap, trim_mean
 
-from lab.experiments import (cost, gather, is_row, parts_of, read_experiments, recorded,
-                             run_experiment)
+from lab.experiments import (commits_of, cost, gather, is_row, numbers, parts_of,
+                             read_experiments, recorded, run_experiment)
 from support.files import write_text
 from support.plots import plt, save_figure
 from support.flags import Parser, exit_with_error
@@ -43,15 +43,15 @@ PROGRAM = "python -m lab.tables"
 def runs_of(reference):
     """The runs of NAME:ROW in results/, sorted by seed, as dicts of strings.
 
-    For NAME:ROW:PART: seed, train_seconds and the columns PART_..., renamed without PART_.
+    For NAME:ROW:PART: row, seed, train_seconds and the columns PART_..., renamed without PART_.
     """
     name, row, part = parts_of(reference)
     runs = sorted((r for r in recorded(name)[0] if r["row"] == row), key=lambda r: int(r["seed"]))
     if not part:
         return runs
-    return [{"seed": r["seed"], "train_seconds": r["train_seconds"],
-             **{column.removeprefix(f"{part}_"): x for column, x in r.items()
-                if column.startswith(f"{part}_")}} for r in runs]
+    return [{**{key: x for key, x in r.items() if key in ("row", "seed", "train_seconds")},
+             **{key.removeprefix(f"{part}_"): x for key, x in r.items()
+                if key.startswith(f"{part}_")}} for r in runs]
 
 
 def shown_rows(name):
@@ -108,12 +108,12 @@ def compare(one, other):
     """
     sides, lines = [runs_of(one), runs_of(other)], []
     for reference, side in zip((one, other), sides):
-        if not side or not set(side[0]) - {"seed", "train_seconds"}:
+        if not side or not set(side[0]) - {"row", "seed", "train_seconds"}:
             raise ValueError(f"{reference}: no such row in results/; rows are named NAME:ROW, such "
                              "as hiro:hiro, or NAME:ROW:PART, such as default:hiql:flat")
     for column in read_experiments()[parts_of(one)[0]].columns:
-        x, y = ([float(r[column]) for r in side if r.get(column) and " " not in r[column]]
-                for side in sides)
+        cells = [[numbers(r, column) for r in side] for side in sides]
+        x, y = ([v for cell in side if len(cell) == 1 for v in cell] for side in cells)
         if x and y and column != "peak_mb":
             difference, low, high = interval(x, y)
             spread = (f" [{low:+.3f}, {high:+.3f}]" if min(len(x), len(y)) > 1 else
@@ -131,28 +131,31 @@ def table(name):
 
     A table of one row and more than eight columns is transposed.
     """
-    experiment, rows = read_experiments()[name], recorded(name)[0]
+    experiment, rows, shown = read_experiments()[name], recorded(name)[0], shown_rows(name)
     if not rows:
         return f"{experiment.title}: not run yet."
-    lists = {c for r in rows for c in experiment.columns if " " in r.get(c, "")}    # one per task
+    lists = {c for runs, _ in shown.values() for r in runs for c in experiment.columns
+             if " " in r.get(c, "")}                    # one number for each task
     heads = ["row", *(c.replace("_", " ") + ": mean" * (c in lists) for c in experiment.columns),
              *(f"{c.replace('_', ' ')}, each seed" for c in experiment.each), "seeds", "minutes"]
     heads += ["mean", "published"] * bool(experiment.published)
     lines = [heads]
-    for row, (runs, planned) in shown_rows(name).items():
+    for row, (runs, planned) in shown.items():
         cells = [row, *(_cell(runs, c, c in lists) for c in experiment.columns),
-                 *(" ".join(_short(r.get(c)) for r in runs) for c in experiment.each),
+                 *(" ".join(_short(r, c) for r in runs) for c in experiment.each),
                  _seeds(runs, planned), _minutes(runs)]
         if experiment.published:
-            mean = np.mean([float(r[experiment.each[0]]) for r in runs])
+            mean = np.mean(_one_each(runs, experiment.each[0]))
             cells += [f"{mean:.3f}", experiment.published.get(row, "")]
         lines.append(cells)
     if len(lines) == 2 and len(heads) > 8:
         lines = list(zip(*lines))
     seeds = sorted({int(r["seed"]) for r in rows})
     source = f"Seeds {' '.join(map(str, seeds))}; `results/{name}.csv`, by `{PROGRAM} run {name}`"
-    if experiment.commit:
-        source += f", rows recorded by commit {experiment.commit}"
+    commits = commits_of(rows)
+    if set(commits) != {"unknown"}:
+        source += ", code of " + ", ".join(
+            f"`{commit}`" + f" ({n} rows)" * (len(commits) > 1) for commit, n in commits.items())
     return "\n".join([experiment.title, "", *_markdown(lines), "", f"{source}."])
 
 
@@ -162,17 +165,33 @@ def _markdown(lines):
                                                      *lines[1:]]]
 
 
+def _array(runs, column):
+    """The numbers in a column, (seeds that have some, length); ValueError if lengths differ."""
+    found = [x for r in runs if (x := numbers(r, column))]
+    if len(set(map(len, found))) > 1:
+        raise ValueError(f"{runs[0].get('row')}: {column} has not as many numbers in each seed")
+    return np.array(found)
+
+
+def _one_each(runs, column):
+    """One number of each run; ValueError if a run has none, or a list."""
+    x = _array(runs, column)
+    if x.shape != (len(runs), 1):
+        raise ValueError(f"{runs[0].get('row')}: {column} is not one number in each seed")
+    return x[:, 0].tolist()
+
+
 def _cell(runs, column, is_list):
-    values = [r[column] for r in runs if r.get(column)]
-    if is_list:
-        return " ".join(f"{x:.2f}" for x in np.array([x.split() for x in values], float).mean(0))
-    some = 0 < len(values) < len(runs)
-    return estimate([float(x) for x in values]) + f" ({len(values)} of {len(runs)} seeds)" * some
+    x = _array(runs, column)
+    if not len(x):
+        return ""
+    text = " ".join(f"{mean:.2f}" for mean in x.mean(0)) if is_list else estimate(x[:, 0].tolist())
+    return text + f" ({len(x)} of {len(runs)} seeds)" * (len(x) < len(runs))
 
 
-def _short(text):
+def _short(run, column):
     """One seed's number in a list of all seeds: "0.95", "27500", or "-" if it is missing."""
-    return "-" if not text else f"{float(text):.2f}" if float(text) < 10 else f"{float(text):.0f}"
+    return ",".join(f"{x:.2f}" if x < 10 else f"{x:.0f}" for x in numbers(run, column)) or "-"
 
 
 def _seeds(runs, planned):
@@ -180,7 +199,7 @@ def _seeds(runs, planned):
 
 
 def _minutes(runs):
-    return f"{np.mean([float(r['train_seconds']) for r in runs]) / 60:.1f}"
+    return f"{np.mean(_one_each(runs, 'train_seconds')) / 60:.1f}"
 
 
 # README's first table, {line: the row it shows}; and {such a row: the row with the published
@@ -214,16 +233,12 @@ def _headline_cells(reference):
     published = re.search(r"\bHIQL (\d+)", experiment.published.get(row, ""))       # in %
     published = f"{int(published[1]) / 100:.2f}" if published else "-"
     settings = PUBLISHED_SETTINGS.get(reference)
-    settings = estimate(_successes(runs_of(settings))) if settings else ""
+    settings = estimate(_one_each(runs_of(settings), "success")) if settings else ""
     if not runs:
         return "not run yet", "-", published, settings or "-", "-"
-    x, seeds = _successes(runs), _seeds(runs, len(experiment.seeds[row]))
+    x, seeds = _one_each(runs, "success"), _seeds(runs, len(experiment.seeds[row]))
     return (estimate(x), f"{min(x):.2f} to {max(x):.2f} ({seeds} seeds)", published,
             settings or "-", _minutes(runs))
-
-
-def _successes(runs):
-    return [float(r["success"]) for r in runs]
 
 
 # --------------------------------------------------------------------------- report
@@ -302,9 +317,8 @@ def draw_experiment(name):
     """
     rows, panels = shown_rows(name), []                 # panels: (column, {row: (seeds, length)})
     for column in read_experiments()[name].picture:
-        runs = {row: [r[column].split() for r in seeds if r.get(column)]
-                for row, (seeds, _) in rows.items()}
-        runs = {row: np.array(x, float) for row, x in runs.items() if x}
+        runs = {row: _array(seeds, column) for row, (seeds, _) in rows.items()}
+        runs = {row: x for row, x in runs.items() if len(x)}
         single = all(x.shape[1] == 1 for x in runs.values())
         panels += [(column, runs)] * bool(runs) if single else [
             (column, {row: x}) for row, x in runs.items()]
@@ -320,7 +334,7 @@ def draw_experiment(name):
         if x.shape[1] == 1:
             _draw_dots(ax, runs, label)
             continue
-        steps = int(rows[row][0][0]["env_steps"]) if column.endswith("_curve") else None
+        steps = _array(rows[row][0], "env_steps")[0, 0] if column.endswith("_curve") else None
         _draw_curves(ax, x, steps)
         ax.set_title(f"{row} ({len(x)} seeds)", fontsize=9)
         ax.set_ylabel(label)
@@ -406,8 +420,8 @@ def main():
             raise ValueError(f"--jobs must be at least 1, not {given.jobs}")
         jobs = 1 if one_seed else given.jobs or 2
         sys.exit(1 if run_experiment(given.name, jobs, given.seed, given.out) else 0)
-    except (ValueError, OSError) as e:
-        exit_with_error(e, PROGRAM)
+    except (ValueError, OSError, MemoryError) as e:
+        exit_with_error(str(e) or "there is not enough memory", PROGRAM)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ OF_THE_HIERARCHY = ("correction", "candidates", "goal_at_window_end", "relabel_l
 class Config(hiro.Config):
     """hiro's config; `low_...` are the settings of the only level.
 
-    Settings OF_THE_HIERARCHY must keep hiro's defaults; others of the high level have no effect.
+    Settings OF_THE_HIERARCHY have no meaning here and must keep hiro's defaults.
     """
 
 

@@ -1,4 +1,4 @@
-"""The animation of README: both agents on their mazes, a gif of several frames (half a minute)."""
+"""The animation of README: both agents on their mazes, a gif of several frames (5 seconds)."""
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 
+import envs
 import hiql
 import hiro
 from lab import animation
+from support import online
 from support.run import Run, load_run
 
 
@@ -17,11 +19,15 @@ from support.run import Run, load_run
 def runs(tmp_path_factory):
     """Folders of two tiny runs, of hiql and of hiro."""
     folder = tmp_path_factory.mktemp("runs")
-    tiny = {"quick": True, "steps": 20, "eval_interval": 20, "eval_episodes": 1}
-    config = hiql.resolve(tiny)
-    hiql.train(hiql.prepare(config), Run(str(folder / "hiql"), config))
-    config = hiro.resolve({"quick": True, "steps": 300, "warmup": 200, "eval_interval": 300})
-    hiro.train(hiro.prepare(config), Run(str(folder / "hiro"), config, counter="step"))
+    tiny = {"quick": True, "steps": 10, "eval_interval": 10, "eval_episodes": 1}
+    with pytest.MonkeyPatch.context() as patch:         # no pictures, and short episodes
+        patch.setattr(hiql, "draw", lambda *_: None)
+        patch.setattr(online, "draw", lambda *_: None)
+        patch.setattr(envs.PointMaze, "limits", lambda env, s, g: np.full(len(s), 10))
+        config = hiql.resolve(tiny)
+        hiql.train(hiql.prepare(config), Run(str(folder / "hiql"), config))
+        config = hiro.resolve({**tiny, "steps": 250, "warmup": 200, "eval_interval": 300})
+        hiro.train(hiro.prepare(config), Run(str(folder / "hiro"), config, counter="step"))
     return str(folder / "hiql"), str(folder / "hiro")
 
 
@@ -45,7 +51,7 @@ def test_the_gif_is_written_whole(runs, tmp_path, monkeypatch, capsys):
     animation.main()
     assert [x.name for x in tmp_path.iterdir()] == ["a.gif"]
     assert file.read_bytes()[:6] == b"GIF89a" and "a.gif: 0.0" in capsys.readouterr().out
-    for words, message in (([], "give two runs"), ([runs[1], runs[0]], "does not")):
+    for words, message in (([], "give two runs"), ([runs[1], runs[0]], "config.json: no field")):
         monkeypatch.setattr(sys, "argv", ["animation.py", *words])
         with pytest.raises(SystemExit) as stop:
             animation.main()

@@ -151,7 +151,7 @@ def test_value_learns_the_exact_fixed_point():
     env = envs.GridWorld("grid-tiny", "umaze")                      # seven cells, bent
     data = envs.collect(env, np.random.default_rng(0), episodes=200, rows=41, noise=1.0)
     config = hiql.resolve({"env": "grid-fourrooms", "discount": 0.9, "hidden_dims": (32, 32),
-                           "steps": 600, "batch_size": 128, "subgoal_steps": 2,
+                           "steps": 300, "lr": 5e-3, "batch_size": 128, "subgoal_steps": 2,
                            "train_flat": False})
     error, rank, _, _ = value_errors(env, data, config, train_value(env, data, config))
     assert error < 0.05 and rank > 0.97
@@ -169,7 +169,7 @@ def test_value_learns_the_exact_fixed_point():
     config = dataclasses.replace(config, expectile=0.9)
     for lesion in (no_mask, no_reward, flipped):
         params = train_value(env, data, config, lesion)
-        assert value_errors(env, data, config, params)[0] > 0.05
+        assert value_errors(env, data, config, params)[0] > 0.15
 
 
 @pytest.mark.slow
@@ -201,7 +201,8 @@ def test_two_values_are_compared_by_hand():
 def test_program_draws_and_compares(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for wrong, words in ((("a", "--run", "b"), "give FOLDER or --run DIR, not both"),
-                         (("--run", "b"), "b/config.json"), (("--rnu", "b"), "did you mean --run")):
+                         (("--run", "b"), "b holds no run"),
+                         (("--rnu", "b"), "did you mean --run")):
         assert run(*wrong) == 2
         assert words in capsys.readouterr().err
     assert not os.listdir(tmp_path)

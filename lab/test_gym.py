@@ -5,6 +5,8 @@
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,14 @@ class Field:
         distance = np.linalg.norm(self.s - self.goal)
         return (self.observe(), -distance, bool(np.abs(self.s).max() > 6), self.time >= 25,
                 {"is_success": distance < 0.5})
+
+
+class Bounded(Field):
+    """A plane without an end: episodes have 25 steps."""
+
+    def step(self, action):
+        obs, reward, _, truncated, info = super().step(action)
+        return obs, reward, False, truncated, info
 
 
 def field_config(program=hiro, **changes):
@@ -136,6 +146,7 @@ def test_observations_begin_with_the_position():
     """Put first where it is not there already; actions of [-1, 1] fill the Box."""
     env = Field()
     adapter = lab.gym.GymAdapter(env)
+    assert env.seeds == [0]                             # it looks at one state and the next
     obs, _ = adapter.reset(seed=2)
     assert obs["observation"].tolist() == [0, 0, 0] and (obs["desired_goal"] == env.goal).all()
     obs, reward, terminated, truncated, info = adapter.step(np.array([1.0, -0.5]))
@@ -151,6 +162,11 @@ def test_observations_begin_with_the_position():
     adapter.reset(seed=2)
     obs = adapter.step(np.array([1.0, 0.0]))[0]
     assert obs["observation"].tolist() == [0.5, 0, 1] and obs["desired_goal"].tolist() == [1, 2]
+    adapter = lab.gym.GymAdapter(Field(keys=False), [1, 2])     # the first two, if not told
+    assert adapter.observe(np.array([7, 8, 9]))["achieved_goal"].tolist() == [7, 8]
+    result = lab.gym.train(Field(keys=False), field_config(td3, steps=201), goal=[1.0, 2.0],
+                           program=td3)
+    assert result.agent["replay"]["states"][0, 1, 0] == 1               # the time
 
 
 def test_evaluation_by_hand():
@@ -172,6 +188,44 @@ def test_evaluation_by_hand():
     assert episodes == {} and seen == {
         "success": 1.0, "success_last_step": 0.0, "final_distance": 5.5,
         "return": pytest.approx(-np.abs(x - 1).sum())}
+    right[:] = [[-1.0, 0.0]]                            # away from the goal
+    seen, _ = problem.evaluate(problem, {"step": np.array(0)})
+    assert seen == {"success": 0.0, "success_last_step": 0.0, "final_distance": 7.5,
+                    "return": pytest.approx(-np.abs(x + 1).sum())}
+
+
+def test_evaluation_draws_from_the_seed_and_the_step_alone():
+    """Starts and noise: new for each evaluation and episode, the same in the same one; the
+    generators of training are left alone."""
+    class Recorded(Bounded):
+        def step(self, action):
+            self.pushes.append(action)
+            return super().step(action)
+
+    env, zero = Recorded(), np.zeros((1, 2))
+    env.pushes = []
+    problem = hiro.prepare(field_config(eval_noise=0.3, eval_episodes=2),
+                           env=lab.gym.GymAdapter(env), evaluate=lab.gym.evaluate)
+    problem.policies = lambda agent, config: SimpleNamespace(
+        high=lambda s, task: zero, low=lambda s, g: zero, transition=lambda s, g, s1: g)
+
+    def evaluate(step, seed=0):
+        env.pushes.clear()
+        env.seeds.clear()
+        problem.config.seed = seed
+        before = str([rng.bit_generator.state for rng in problem.rngs.values()])
+        lab.gym.evaluate(problem, {"step": np.array(step)})
+        assert str([rng.bit_generator.state for rng in problem.rngs.values()]) == before
+        noise = np.array(env.pushes).reshape(2, 25, 2) / 2 - 1
+        assert noise.std() == pytest.approx(0.3, rel=0.3)
+        return env.seeds[:], noise
+
+    seeds, noise = evaluate(5)
+    assert seeds[0] != seeds[1] and (noise[0] != noise[1]).any(1).all()
+    again = evaluate(5)
+    assert again[0] == seeds and (again[1] == noise).all()
+    for others, other in (evaluate(6), evaluate(5, seed=1)):
+        assert others != seeds and (other != noise).any(2).all()
 
 
 def test_learning_rates_fall_to_zero_and_stay_there(monkeypatch):
@@ -183,8 +237,8 @@ def test_learning_rates_fall_to_zero_and_stay_there(monkeypatch):
         return plain(*arguments)
 
     monkeypatch.setattr(hiro, "td3_update", td3_update)
-    result = lab.gym.train(Field(), field_config(steps=560, capacity=100, eval_interval=100))
-    assert result.summary["env_steps"] > 565 and rates[0] == 1 and min(rates) == 0 == rates[-1]
+    result = lab.gym.train(Bounded(), field_config(steps=560, capacity=100, eval_interval=100))
+    assert result.summary["env_steps"] == 575 and rates[0] == 1 and min(rates) == 0 == rates[-1]
     assert (np.diff(rates) <= 0).all() and len(result.summary["success_curve"]) == 5
 
 

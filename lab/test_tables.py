@@ -3,16 +3,17 @@
 import nets                             # first: it sets one BLAS thread before numpy loads
 
 import glob
+import itertools
 import os
 import pkgutil
 import re
 
+import numpy as np
 import pytest
 
 from lab import tables
 from lab.experiments import read_experiments
-from support.files import write_rows
-from support.flags import seed_range
+from support.files import read_rows, write_json, write_rows
 from support.run import HERE
 
 
@@ -63,6 +64,36 @@ def test_the_documents_name_what_exists():
                 os.path.join(HERE, os.path.dirname(path), link)), (path, link)
 
 
+def expanded(name):
+    """Every name that one with {a,b} stands for, as in a shell."""
+    parts = re.split(r"\{(.*?)\}", name)
+    return ["".join(x) for x in itertools.product(*(
+        part.split(",") if i % 2 else [part] for i, part in enumerate(parts)))]
+
+
+def test_recorded_files_are_described():
+    """data/README.md names every file there, and under it each key with its shape and dtype."""
+    with open(os.path.join(HERE, "data", "README.md")) as file:
+        sections = re.split(r"^## (\S+\.npz)$", file.read(), flags=re.M)
+    told = dict(zip(sections[1::2], sections[2::2]))
+    assert {*told, "README.md"} == set(os.listdir(os.path.join(HERE, "data")))
+    for name, text in told.items():
+        lines = re.findall(r"^\| `(\S+)` \| (\(.*?\)) \| (\w+) \|", text, re.M)
+        described = [(key, shape, dtype) for keys, shape, dtype in lines for key in expanded(keys)]
+        with np.load(os.path.join(HERE, "data", name)) as file:
+            held = [(key, str(file[key].shape), str(file[key].dtype)) for key in file.files]
+        assert sorted(described) == sorted(held)
+
+
+def test_the_promised_python_is_that_of_the_requirements():
+    with open(os.path.join(HERE, "requirements.txt")) as file:
+        first, *packages = file.read().splitlines()
+    oldest = re.fullmatch(r"# Python >= (\d+\.\d+)", first)[1]
+    assert all(re.fullmatch(r"\w+>=[\d.]+", line) for line in packages)     # .ci/run reads both
+    names = [re.match(r"\w+", line)[0] for line in packages]
+    assert f"# {', '.join(names)}; Python {oldest} or later\n" in documents()["README.md"]
+
+
 def test_headline_has_ten_lines_of_committed_rows():
     lines = tables.headline().split("\n")
     assert len(lines[2:-2]) == 10 and "not run yet" not in "\n".join(lines)
@@ -80,34 +111,52 @@ def test_headline_has_ten_lines_of_committed_rows():
 
 
 def test_interquartile_mean_and_interval():
-    mean, low, high = tables.interval([0, 1, 1, 1, 1, 1, 1, 9])
-    assert mean == 1 and 0 < low < 1 and 1 < high < 4
+    """Of eight seeds the two lowest and highest do not count. Of eleven two failed: a resample
+    has five failed ones or more with probability 0.035, six with 0.007. So the 95 % interval begins
+    where five of eleven fail, of whom two are cut, and 4 of 7 are left at 1."""
+    mean, low, high = tables.interval([9, 1, 0, 1, 5, 1, 1, 0])
+    assert mean == 1 and low < 1 < high
     assert tables.interval([0.5] * 6) == (0.5, 0.5, 0.5)
-    mean, low, high = tables.interval([0, 0, *[1] * 8])             # two of ten seeds failed
-    assert mean == high == 1 and 0.4 < low < 0.7
-    assert seed_range("3") == [3] and seed_range("0-2,7") == [0, 1, 2, 7]
+    assert tables.interval([0.5]) == (0.5, 0.5, 0.5)
+    assert tables.interval([0, 0, *[1] * 9]) == (1, pytest.approx(4 / 7), 1)
 
 
-def test_difference_of_two_experiments(project, write_ini):
+def test_estimate_of_few_and_of_many_seeds():
+    """From four seeds on the interquartile mean; of four, one failed, three fail or more with
+    probability 0.05, so that the interval begins at 0."""
+    assert tables.estimate([0, 1, 1, 1]) == "1 [0, 1]"
+    assert tables.estimate([0.2, 0, 1]) == "0.4 (0 to 1)"
+    assert tables.estimate([1000.4, 20.04]) == "510 (20 to 1000)"
+    assert tables.estimate([0.12345]) == "0.123" and tables.estimate([]) == ""
+
+
+def test_difference_of_two_rows(project, write_ini):
+    """One less other, each its interquartile mean; columns with one number for each seed alone."""
     write_ini("".join(
-        f"[{name}]\ntitle = T\nseeds = 0-3\ncolumns = success per_task peak_mb\n"
-        f"x = hiql.py\n{more}" for name, more in (("a", "only = hiql.py\n"), ("b", ""))))
-    for name, scores in (("a", (0.9, 0.7, 0.8, 1.0)), ("b", (0.5, 0.6, 0.6, 0.7))):
-        write_rows(project / "results" / f"{name}.csv", [
-            {"row": "x", "seed": i, "success": x, "per_task": [x, x], "flat_success": x / 2,
-             "peak_mb": 250 + i, "train_seconds": 60} for i, x in enumerate(scores)])
-    (line,) = tables.compare("a:x", "b:x")
-    assert line.startswith("success: 0.850 (4 seeds) - 0.600 (4 seeds) = +0.250 [+0.1")
-    low, high = map(float, re.search(r"\[(.*), (.*)\]", line).groups())
-    assert 0.1 <= low < 0.2 and 0.3 < high <= 0.45
-    assert "= +0.000 [-" in tables.compare("a:x", "a:x")[0]
-    (line,) = tables.compare("a:x", "a:x:flat")
-    assert "0.850 (4 seeds) - 0.425 (4 seeds) = +0.425 [" in line
-    write_rows(project / "results" / "b.csv", [
-        {"row": "x", "seed": 0, "success": 0.5, "train_seconds": 60}])
+        f"[{name}]\ntitle = T\nseeds = 0-3\ncolumns = {columns}\nx = hiql.py\n{more}"
+        for name, columns, more in (
+            ("a", "success_rate per_task peak_mb steps", "only = hiql.py\n"),
+            ("b", "peak_mb success_rate", ""))))
+    for name, row, scores in (("a", "other", (9, 9, 9, 9)), ("a", "x", (1, 1, 1, 1)),
+                              ("b", "x", (0, 1, 1, 1))):
+        path = project / "results" / f"{name}.csv"
+        write_rows(path, (read_rows(path) if path.exists() else []) + [
+            {"row": row, "seed": i, "success_rate": x, "per_task": [x, x], "peak_mb": 250 + i,
+             "flat_success_rate": x / 2, "steps": 5, "train_seconds": 60}
+            for i, x in enumerate(scores)])
     assert tables.compare("a:x", "b:x") == [
-        "success: 0.850 (4 seeds) - 0.500 (1 seeds) = +0.350, one seed alone: no interval"]
-    for wrong in ("a:x:flatter", "a:only", "a", "c:x"):
+        "success rate: 1.000 (4 seeds) - 1.000 (4 seeds) = +0.000 [+0.000, +1.000]",
+        "steps: 5.000 (4 seeds) - 5.000 (4 seeds) = +0.000 [+0.000, +0.000]"]
+    assert tables.compare("a:x", "a:x:flat") == [
+        "success rate: 1.000 (4 seeds) - 0.500 (4 seeds) = +0.500 [+0.500, +0.500]"]
+    assert tables.compare("b:x", "a:x") == [            # the first one's columns
+        "success rate: 1.000 (4 seeds) - 1.000 (4 seeds) = +0.000 [-1.000, +0.000]"]
+    write_rows(project / "results" / "b.csv", [
+        {"row": "x", "seed": 0, "success_rate": "", "train_seconds": 60},
+        {"row": "x", "seed": 1, "success_rate": 0.5, "train_seconds": 60}])
+    assert tables.compare("a:x", "b:x") == [
+        "success rate: 1.000 (4 seeds) - 0.500 (1 seeds) = +0.500, one seed alone: no interval"]
+    for wrong in ("a:x:flatter", "a:x:flat:x", "a:only", "a", "c:x"):
         with pytest.raises(ValueError, match=f"{wrong}: no such row in results/"):
             tables.compare(wrong, "a:x")
         with pytest.raises(ValueError, match=f"{wrong}: no such row in results/"):
@@ -121,35 +170,32 @@ def test_table_by_hand(project, write_ini):
     """Interquartile mean, missing seeds, a mean for each task, plain mean and published value."""
     write_ini("[a]\ntitle = T\nseeds = 0-3\ncolumns = success success_per_task first\n"
               "x = hiql.py\ny = hiql.py --env z\ny seeds = 0-2\nx published = 0.79\n"
-              "no: ne = hiql.py\ncommit = 0123abc\n")
-    assert read_experiments()["a"].rows == {
-        "x": "hiql.py", "y": "hiql.py --env z", "no: ne": "hiql.py"}
-    rows = [("x", 1, 60, 0.5, [1, 0], ""), ("x", 0, 60, 0.25, [0.5, 0], 30),
-            ("x", 2, 60, 0.75, [1, 0.5], ""), ("x", 3, 180, 0.9, [0.9, 0.9], 10),
-            ("y", 0, 6, 0.5, [1, 1], ""), ("y", 1, 6, 1, [1, 1], "")]
+              "no: ne = hiql.py\n")
+    rows = [("x", 1, 60, 1, [1, 0], "", "1234567"), ("x", 0, 60, 0, [0.5, 0], 30, "1234567"),
+            ("x", 2, 60, 1, [1, 0.5], "", "<=abcdef0"), ("x", 3, 180, 1, [0.9, 0.9], 10, ""),
+            ("y", 0, 6, 0.5, [1, 1], "", "1234567"), ("y", 1, 6, 1, "", "", "1234567")]
     write_rows(project / "results" / "a.csv", [
-        dict(zip(("row", "seed", "train_seconds", "success", "success_per_task", "first"), r))
-        for r in rows])
+        dict(zip(("row", "seed", "train_seconds", "success", "success_per_task", "first",
+                  "commit"), r)) for r in rows])
     lines = tables.table("a").split("\n")
     assert lines[2] == ("| row | success | success per task: mean | first | success, each seed "
                         "| seeds | minutes | mean | published |")
-    low, high = tables.interval([0.25, 0.5, 0.75, 0.9])[1:]
-    assert 0.25 <= low < 0.5 and 0.75 < high <= 0.9
-    assert lines[4] == (f"| x | 0.625 [{low:.3g}, {high:.3g}] | 0.85 0.35 | 20 (10 to 30) (2 of "
-                        "4 seeds) | 0.25 0.50 0.75 0.90 | 4 | 1.5 | 0.600 | 0.79 |")
-    assert lines[5] == ("| y | 0.75 (0.5 to 1) | 1.00 1.00 |  | 0.50 1.00 | 2 of 3 | 0.1 | 0.750 "
-                        "|  |")
+    assert lines[4] == ("| x | 1 [0, 1] | 0.85 0.35 | 20 (10 to 30) (2 of 4 seeds) | "
+                        "0.00 1.00 1.00 1.00 | 4 | 1.5 | 0.750 | 0.79 |")
+    assert lines[5] == ("| y | 0.75 (0.5 to 1) | 1.00 1.00 (1 of 2 seeds) |  | 0.50 1.00 | 2 of 3 "
+                        "| 0.1 | 0.750 |  |")
     assert lines[6:] == ["", "Seeds 0 1 2 3; `results/a.csv`, by `python -m lab.tables run a`, "
-                         "rows recorded by commit 0123abc."]
-    with open(project / "lab" / "experiments.ini", "a") as file:
+                         "code of `1234567` (4 rows), `<=abcdef0` (1 rows), `unknown` (1 rows)."]
+    with open(project / "lab" / "experiments.ini", "a") as file:        # one commit; rows beside
         file.write("[b]\ntitle = T\nseeds = 5\ncolumns = success\nbeside = a:y b:x:flat\n"
                    "x = hiql.py\n")
     write_rows(project / "results" / "b.csv", [
-        {"row": "x", "seed": 5, "train_seconds": 0, "success": 0, "flat_success": 0.5}])
+        {"row": "x", "seed": 5, "train_seconds": 0, "success": 0, "flat_success": 0.5,
+         "commit": "1234567+"}])
     assert tables.table("b").split("\n")[4:] == [
         "| y (`a`) | 0.75 (0.5 to 1) | 0.50 1.00 | 2 of 3 | 0.1 |",
         "| flat | 0.5 | 0.50 | 1 | 0.0 |", "| x | 0 | 0.00 | 1 | 0.0 |", "",
-        "Seeds 5; `results/b.csv`, by `python -m lab.tables run b`."]
+        "Seeds 5; `results/b.csv`, by `python -m lab.tables run b`, code of `1234567+`."]
     with open(project / "lab" / "experiments.ini", "a") as file:        # one row: a line for each
         file.write("[c]\ntitle = T\nseeds = 5\ncolumns = a b c d e\nx = hiql.py\n")     # column
     assert tables.table("c") == "T: not run yet."
@@ -158,9 +204,7 @@ def test_table_by_hand(project, write_ini):
     assert tables.table("c").split("\n")[2:-2] == [
         "| row | x |", "| --- | --- |", *(f"| {c} | {i} |" for i, c in enumerate(
             "abcde")), "| a, each seed | 0.00 |", "| seeds | 1 |", "| minutes | 1.0 |"]
-    (project / "results" / "c.csv").write_text("row,seed,a\nx,5\n")
-    with pytest.raises(ValueError, match="line 2 has not as many cells"):
-        tables.table("c")
+    assert tables.table("c").endswith("by `python -m lab.tables run c`.")
 
 
 def test_headline_by_hand(project, write_ini, monkeypatch):
@@ -270,6 +314,68 @@ def test_picture_of_an_experiment(project, write_ini, monkeypatch):
     assert [x.get_text() for x in figure.axes[0].get_yticklabels()] == ["r s (b) (1)", "p (2)"]
     (_, high), (_, both) = (bar.get_segments()[0] for bar in figure.axes[0].collections)
     assert tuple(high) == (0.5, -0.25) and tuple(both) == (1, -1.25)
+    assert figure.axes[0].get_xlim() == (-0.05, 1.05)
     assert lines == [[[[20, 40], [0, 1]], [[20, 40], [1, 1]], [[20, 40], [0.5, 1]]],
                      [[[1, 2, 3], [3, 2, 1]], [[1, 2, 3], [5, 4, 3]], [[1, 2, 3], [4, 3, 2]]],
                      [[[1, 2, 3], [1, 1, 1]]] * 2]
+
+
+# ------------------------------------------------------------------------- the program
+
+
+@pytest.mark.parametrize("rows, words", [
+    ([("0", "60", "abc", "1")], "x, seed 0: success holds 'abc', which is no number"),
+    ([("0", "60", "1", "1 1"), ("1", "60", "1", "1 1 1")],
+     "x: per_task has not as many numbers in each seed"),
+    ([("0", "60", "1", "1"), ("1", "", "1", "1")], "x: train_seconds is not one number in each"),
+    ([("0", "60 60", "1", "1")], "x: train_seconds is not one number in each seed")])
+def test_cells_that_cannot_be_shown_are_told(rows, words, project, write_ini, program, capsys):
+    write_ini("[a]\ntitle = T\nseeds = 0-1\ncolumns = success per_task\nx = hiql.py\n")
+    write_rows(project / "results" / "a.csv", [
+        {"row": "x", **dict(zip(("seed", "train_seconds", "success", "per_task"), row))}
+        for row in rows])
+    (project / "README.md").write_text("<!-- table a -->\n<!-- end -->\n")
+    assert program("report") == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+def test_commands_of_the_program(project, write_ini, program, monkeypatch, capsys):
+    write_ini("[a]\ntitle = T\nseeds = 0-1\ncolumns = success\nx = hiql.py\ny = hiql.py\n"
+              "[ogbench_b]\ntitle = U\nseeds = 0\ncolumns = success\nx = hiql.py\n"
+              "[c]\ntitle = V\nseeds = 0\ncolumns = success\nx = hiql.py\n")
+    for name, row, seconds in (("a", "x", 3600), ("ogbench_b", "x", 7200)):
+        write_rows(project / "results" / f"{name}.csv", [
+            {"row": row, "seed": 0, "success": 1, "train_seconds": seconds}])
+    assert program("--list") == 0
+    assert capsys.readouterr().out == (
+        "a: 240 core-minutes, 1 of 4 runs in results/\n    T\n"
+        "ogbench_b: 120 core-minutes, 1 of 1 runs in results/\n    U\n"
+        "c: cost not known yet, 0 of 1 runs in results/\n    V\n"
+        "All but OGBench's, as far as known: 4.0 core-hours\n")
+    assert program("compare", "a:x", "ogbench_b:x") == 0
+    assert capsys.readouterr().out == ("success: 1.000 (1 seeds) - 1.000 (1 seeds) = +0.000, "
+                                       "one seed alone: no interval\n")
+    (project / "README.md").write_text("<!-- compare a:x - c:x -->\n<!-- end -->\n")
+    spread = project / "spread"
+    spread.mkdir()
+    write_rows(spread / "c_seed0.csv", [{"row": "x", "seed": 0, "success": 0.5}])
+    write_json(spread / "c_seed0.json", {"x": {}})
+    assert program("report", "--gather", str(spread)) == 0
+    assert capsys.readouterr().out == (f"1 new rows from {spread}\n"
+                                       "renewed the tables of README.md\n")
+    assert "1.000 (1 seeds) - 0.500 (1 seeds)" in (project / "README.md").read_text()
+    for words, told in (((), "say run NAME, report, compare NAME:ROW NAME:ROW, or --list"),
+                        (("run", "z"), "invalid choice 'z'"),
+                        (("compare", "a:x", "z:x"), "z:x: no such row in results/"),
+                        (("report", "--gather", "nowhere"), "nowhere")):
+        assert program(*words) == 2
+        said = capsys.readouterr().err
+        assert told in said and said.count("\n") == 1
+
+    def no_memory():
+        raise MemoryError
+
+    monkeypatch.setattr(tables, "list_experiments", no_memory)
+    assert program("--list") == 2
+    assert capsys.readouterr().err.endswith("error: there is not enough memory\n")

@@ -54,8 +54,9 @@ def test_four_rooms_by_hand():
     seen = rooms.observe(rooms.maze.cells[:3].astype(float))
     assert seen.shape == (3, 2 + 104) and (seen[:, :2] == rooms.maze.cells[:3]).all()
     np.testing.assert_array_equal(seen[:, 2:], np.eye(3, 104))
-    assert rooms.reached(np.array([0.0, 1.0])).tolist() == [True, False]
-    assert rooms.reached_last(np.array([0.0, 1.0])).tolist() == [True, False]
+    assert len(rooms.pairs) == 100**2 - 25**2 - 30**2 - 25**2 - 20**2   # of cells, without doors
+    for reached in (rooms.reached, rooms.reached_last):
+        assert reached(np.array([0.0, 0.5, 0.6])).tolist() == [True, True, False]
     assert rooms.distance(np.array([[1.0, 2.0]]), np.array([[4.0, 1.0]])).tolist() == [4]
 
 

@@ -5,6 +5,7 @@
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
+import dataclasses
 import os
 import re
 import signal
@@ -16,14 +17,49 @@ import pytest
 import envs
 import hiro
 from lab import td3
-from nets import flatten, mlp, relu
+from nets import flatten, mlp, relu, tree_map
 from support import online
 from support.files import load_tree, read_json, read_rows
 from support.run import load_run
-from support.test_run import run as run_program
+from support.test_run import run as run_program, shorten_episodes
 from test_all import toy_replay
 
 run = partial(run_program, td3)            # (*words) -> exit code
+
+
+
+class Line:
+    """A point on a line by the calls of `envs.GoalEnv`: pushes of a / 2, reward -distance, eight
+    steps to an episode."""
+
+    action_size = 1
+
+    def observe(self):
+        x, goal = np.array([self.x]), np.array([self.goal])
+        return {"observation": x, "achieved_goal": x, "desired_goal": goal}
+
+    def reset(self, seed=None, options=None):
+        self.x, self.goal = np.random.default_rng(seed).uniform(-1, 1, 2)
+        self.time = 0
+        return self.observe(), {}
+
+    def step(self, a):
+        self.x, self.time = self.x + 0.5 * float(a[0]), self.time + 1
+        return self.observe(), -abs(self.x - self.goal), False, self.time >= 8, {}
+
+
+def line_config(**changes):
+    return td3.resolve({"subgoal_interval": 4, "steps": 400, "warmup": 100, "batch_size": 32,
+                        "hidden_dims": (32,), "actor_lr": 5e-3, "critic_lr": 1e-2, "tau": 0.05,
+                        "reward_scale": 1.0, "low_discount": 0.5, "low_noise": 0.6, **changes})
+
+
+def learn_on_a_line(config):
+    """`td3.learn` to its end -> problem, agent, number of windows."""
+    problem = td3.prepare(config, env=Line())
+    agent = problem.init_agent(problem, problem.rngs)
+    return problem, agent, sum(1 for _ in td3.learn(problem.env, agent, config, problem.rngs))
+
 
 TINY = ("--steps", 600, "--warmup", 300, "--eval-interval", 200, "--eval-episodes", 2,
         "--batch-size", 32, "--hidden-dims", "16,16")
@@ -53,6 +89,7 @@ def test_batches_are_the_steps_that_were_made():
 def test_the_policy_sees_the_task_and_nothing_moves_its_goal():
     problem = td3.prepare(td3.resolve({"hidden_dims": (6,)}))
     agent = problem.init_agent(problem, problem.rngs)
+    agent["low"]["target"] = tree_map(lambda w: w + 1, agent["low"]["target"])
     acting, rng = problem.policies(agent, problem.config), np.random.default_rng(0)
     s, s1, task = (rng.normal(size=(5, 2)).astype(np.float32) for _ in range(3))
     assert acting.high(s, task) is task and acting.transition(s, task, s1) is task
@@ -63,20 +100,73 @@ def test_the_policy_sees_the_task_and_nothing_moves_its_goal():
     assert set(agent) == {"low", "step", "replay", "goal_range"}
 
 
+def test_the_policy_learns_to_go_to_the_goal(monkeypatch):
+    """On a line, to the action clip(2 (g - s), -1, 1); three lesions do not."""
+    def error():
+        problem, agent, _ = learn_on_a_line(line_config())
+        s, goal = (x.reshape(-1, 1) for x in np.meshgrid(*[np.linspace(-1, 1, 9, dtype="f")] * 2))
+        a = problem.policies(agent, problem.config).low(s, goal)
+        return np.abs(a - np.clip(2 * (goal - s), -1, 1)).mean()
+
+    assert error() < 0.2
+    plain, unseen = td3.sample, np.array([1, 0], np.float32)
+    for lesion in (lambda b: {"rewards": -b["rewards"]},
+                   lambda b: {"observations": unseen * b["observations"],
+                              "next_observations": unseen * b["next_observations"]},
+                   lambda b: {"actions": b["actions"][::-1]}):
+        monkeypatch.setattr(td3, "sample", lambda *x: (b := plain(*x), {**b, **lesion(b)})[1])
+        assert error() > 0.4
+
+
+def test_exploration_is_the_policys_action_with_noise_after_the_warm_up(monkeypatch):
+    """Its std is low_noise; in the warm-up a uniform action is held, also for each episode's own
+    task. The agent that does not learn keeps one policy."""
+    monkeypatch.setattr(hiro, "td3_update", lambda *_: 0.0)
+    for noise in (0.0, 0.1):
+        problem, agent, n = learn_on_a_line(line_config(low_noise=noise, steps=1200, warmup=400))
+        replay, low = agent["replay"], problem.policies(agent, problem.config).low
+        assert replay["count"] == n == 300 and (replay["length"][:n] == 4).all()
+        s, task = replay["states"][:n, :4], replay["task"][:n, None].repeat(4, 1)
+        assert len(np.unique(task)) == n // 2 and (task[::2] == task[1::2]).all()
+        np.testing.assert_allclose(replay["rewards"][:n], -np.abs(
+            replay["states"][:n, 1:] - task)[..., 0], atol=1e-6)
+        a = replay["actions"][:n, :, 0]
+        off = (a - low(s.reshape(-1, 1), task.reshape(-1, 1)).reshape(n, 4))[100:]
+        held = a[:100] - a[:100].mean(1, keepdims=True)
+        assert np.abs(off.mean()) < 0.02 * (noise > 0) + 1e-6
+        assert off.std() == pytest.approx(noise, rel=0.1, abs=1e-6)
+        assert np.abs(held).max() < 5 * noise + 1e-6
+        assert a[:100].mean(1).std() == pytest.approx(1 / np.sqrt(3), abs=0.08)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_only_true_terminations_end_the_value(ends, monkeypatch):
+    """Six steps to an episode, windows of four: of four and two steps."""
+    plain = Line.step
+    monkeypatch.setattr(Line, "step", lambda env, a: (
+        *plain(env, a)[:2], ends and env.time >= 6, env.time >= 6, {}))
+    _, agent, n = learn_on_a_line(line_config(steps=24, warmup=20))
+    replay = agent["replay"]
+    assert replay["length"][:n].tolist() == [4, 2] * 4
+    assert replay["mask"][:n].tolist() == [1, not ends] * 4
+
+
 def test_one_update_for_each_step_after_the_warm_up(monkeypatch):
     """In the warm-up an action is held for c steps; the replay has each step once."""
     config = td3.resolve({"env": "grid-fourrooms", "steps": 160, "warmup": 60, "low_noise": 0.0,
                           "subgoal_interval": 8, "batch_size": 8, "hidden_dims": (6,)})
     problem, calls, plain = td3.prepare(config), [], hiro.td3_update
 
-    def td3_update(level, batch, rng, discount, rate, config):
+    def td3_update(level, batch, rng, discount, rate, settings):
         calls.append((discount, rate, batch["observations"].shape))
-        return plain(level, batch, rng, discount, rate, config)
+        assert level is agent["low"] and settings is config and rng is problem.rngs["batch"]
+        return plain(level, batch, rng, discount, rate, settings)
 
     monkeypatch.setattr(hiro, "td3_update", td3_update)
     agent, done = problem.init_agent(problem, problem.rngs), []
     for row, over in td3.learn(problem.env, agent, config, problem.rngs):
         done.append((int(agent["step"]), len(calls), over))
+        assert agent["low"]["count"] == len(calls)
         assert bool(row) == (agent["step"] >= config.warmup)
     assert [step for step, _, over in done if over] == [100, 200]       # whole episodes
     begun = next(step for step, _, _ in done if step >= 60)
@@ -87,6 +177,8 @@ def test_one_update_for_each_step_after_the_warm_up(monkeypatch):
     rates = [rate for _, rate, _ in calls]
     assert rates[0] == 1 and rates[-1] == 0 and (np.diff(rates) <= 0).all()
     replay, n = agent["replay"], len(done)
+    assert len(replay["mask"]) == 25_000                        # --capacity in windows
+    assert not replay["joined"].any()                           # no goal goes on
     length = replay["length"][:n]
     assert replay["count"] == n and length.sum() == 200
     assert (np.cumsum(length) == [step for step, _, _ in done]).all()
@@ -98,6 +190,35 @@ def test_one_update_for_each_step_after_the_warm_up(monkeypatch):
 
 
 # ------------------------------------------------------------------------ flags and refusals
+
+
+OTHER = dict(                           # than the settings on the line
+    seed=1, steps=36, subgoal_interval=3, goal_range=1.0, hidden_dims=(5,), batch_size=7,
+    actor_lr=1e-4, critic_lr=1e-4, lr_decay=False, low_discount=0.6, high_discount=0.6, tau=0.5,
+    policy_freq=1, low_noise=0.1, high_noise=0.5, noise_correlation=0.5, target_noise=0.5,
+    target_clip=0.1, reward_scale=0.5, critic_loss="squared", warmup=12, high_updates=2,
+    capacity=12, correction="none", candidates=3, goal_at_window_end="new",
+    relabel_low_goals=True, pretrain=20, see_position=False)
+
+
+def test_settings_of_the_hierarchy_and_no_others_have_no_effect():
+    """Parameters and replay, once some steps were made: of the others each is changed alone.
+    (A pretraining would end the learning of the only level.)"""
+    small = dict(steps=32, warmup=8, hidden_dims=(6,), batch_size=8)
+
+    def left(config):
+        return {name: x.tobytes() for name, x in flatten(learn_on_a_line(config)[1]).items()}
+
+    config = line_config(**small)
+    base, refused = left(config), {name: OTHER[name] for name in td3.OF_THE_HIERARCHY}
+    assert left(dataclasses.replace(config, **{**refused, "pretrain": 0})) == base
+    for name, x in refused.items():
+        with pytest.raises(ValueError, match="is for hiro.py; td3 has no hierarchy"):
+            line_config(**small, **{name: x})
+    for name in set(OTHER) - set(refused):
+        assert left(line_config(**{**small, name: OTHER[name]})) != base, name
+    assert {field.name for field in dataclasses.fields(td3.Config)} - set(OTHER) == {
+        "env", "eval_noise", "eval_episodes", "eval_interval"}
 
 
 def test_defaults():
@@ -131,13 +252,14 @@ def test_wrong_input_gets_one_line_and_exit_code_2(words, message, tmp_path, mon
 # --------------------------------------------------------------------------------------- runs
 
 
-def test_a_run_leaves_its_files_and_evaluates_again(tmp_path, capsys):
+def test_a_run_leaves_its_files_and_evaluates_again(tmp_path, monkeypatch, capsys):
+    shorten_episodes(monkeypatch, "point-umaze")
     out = tmp_path / "run"
     assert run(*TINY, "--out", out, "--seed", 4) == 0
     assert set(os.listdir(out)) == {"config.json", "train.csv", "eval.csv", "checkpoint.npz",
                                     "summary.json", "episodes.png", "curve.png"}
     summary = read_json(out / "summary.json")
-    assert (summary["agent"], summary["seed"], summary["env_steps"]) == ("td3", 4, 1000)
+    assert (summary["agent"], summary["seed"], summary["env_steps"]) == ("td3", 4, 600)
     assert not [name for name in summary if "subgoal" in name or "relabel" in name]
     assert not load_tree(out / "checkpoint.npz").keys() & {"high"}
     said = capsys.readouterr().out
@@ -156,12 +278,10 @@ def test_a_run_leaves_its_files_and_evaluates_again(tmp_path, capsys):
 @pytest.mark.parametrize("env", ["point-umaze", "grid-fourrooms"])
 def test_resume_equals_never_having_stopped(env, tmp_path, monkeypatch, capsys):
     """Ctrl-C in the middle of an episode, then --resume: the same bits, replay included."""
-    task = envs.make_task(env)
-    task.limit = 100                                    # six episodes
-    monkeypatch.setitem(envs.TASKS_ONLINE, env, lambda: task)
+    shorten_episodes(monkeypatch, env)                  # six episodes
     monkeypatch.setattr(online, "draw", lambda *_: None)
     whole, parts, other = tmp_path / "whole", tmp_path / "parts", tmp_path / "other"
-    words = (*TINY, "--env", env, "--subgoal-interval", 10)
+    words = (*TINY, "--env", env, "--subgoal-interval", 10, "--batch-size", 8)
     assert run(*words, "--out", whole) == 0
     assert run(*words, "--out", other, "--eval-interval", 150) == 0
     plain = td3.learn

@@ -89,6 +89,10 @@ def test_shares_of_wrong_first_actions():
     wrong = seen["wrong_flat_by_distance"]
     assert wrong[:2] == [0, 0] and wrong[4:] == [1] * (env.distance.max() - 4)
     assert seen["wrong_first_flat"] == 1                # of the far pairs alone
+    env = envs.GridWorld("grid-tiny", "umaze")          # no pair is 8 steps apart: the ends alone
+    v = np.where(env.distance == 6, 1.0, -env.distance)
+    assert theory.wrong_first_actions(env, v, 2)["wrong_first_flat"] == 1
+    assert theory.wrong_first_actions(env, -env.distance, 2)["wrong_first_flat"] == 0
 
 
 def test_value_and_action_sufficiency():
@@ -129,7 +133,7 @@ def test_program_prints_and_keeps_its_numbers(tmp_path, monkeypatch, capsys):
     for wrong, words in ((("--k", 3), "unrecognized arguments: --k 3"),
                          (("--seed", -1), "--seed must be at least 0, not -1"),
                          (("--run", "a", "--seed", 0), "--run takes no other flag"),
-                         (("--run", "a"), "a/config.json")):
+                         (("--run", "a"), "a holds no run")):
         assert run(*wrong) == 2
         assert words in capsys.readouterr().err
     assert not os.listdir(tmp_path)

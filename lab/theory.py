@@ -32,7 +32,7 @@ import hiql
 from support import plots
 from support.files import write_json
 from support.flags import Parser, exit_with_error
-from support.run import load_run, require_free_folder
+from support.run import code_and_versions, load_run, require_free_folder
 
 # ------------------------------------------------------------------------- Proposition 4.1
 
@@ -89,10 +89,11 @@ def first_actions(env, v, k):
 def wrong_first_actions(env, v, k):
     """Shares of wrong `first_actions` by a value v (n, n), for flat and hierarchy: a dict.
 
-    wrong_first_*: over pairs at least env.pair_distance steps apart, a float; wrong_*_by_distance:
-    over pairs 1, 2, ... steps apart, a list rounded to four digits.
+    wrong_first_*: over pairs at least env.pair_distance steps apart (in a smaller maze the farthest
+    pairs), a float; wrong_*_by_distance: over pairs 1, 2, ... steps apart, a list rounded to four
+    digits.
     """
-    summary, far = {}, env.distance >= env.pair_distance
+    summary, far = {}, env.distance >= min(env.pair_distance, env.distance.max())
     for name, right in zip(("flat", "hierarchy"), first_actions(env, v, k)):
         summary[f"wrong_first_{name}"] = float(1 - right[far].mean())
         summary[f"wrong_{name}_by_distance"] = [
@@ -304,7 +305,7 @@ def show_theory(seed, folder=None):
     start = time.perf_counter()
     summary = {"seed": seed, **theory_numbers(seed)}
     write_json(os.path.join(folder, "config.json"), {
-        "config": {"theory": True, "seed": seed}, "argv": sys.argv[1:]})
+        "config": {"theory": True, "seed": seed}, "argv": sys.argv[1:], **code_and_versions()})
     write_json(os.path.join(folder, "summary.json"), {
         **summary, "train_seconds": round(time.perf_counter() - start, 1)})
 

@@ -23,7 +23,7 @@ import numpy as np
 import envs
 from nets import adam_init
 from support import datasets, plots
-from support.run import Run, generators, minutes, same_shapes
+from support.run import Run, check_checkpoint, generators, minutes, say
 
 
 def prepare(config, checkpoint=None, **parts):
@@ -36,7 +36,7 @@ def prepare(config, checkpoint=None, **parts):
     env = envs.make(config.env)
     rngs = generators(config.seed, "data", "hide", "init", "flat", "batch")
     data = datasets.load_dataset(config.dataset) if config.dataset else env.dataset(rngs["data"])
-    datasets.check_dataset(data, env)
+    datasets.check_dataset(data, env, config.dataset or f"the data of {env.name}")
     if config.subgoal_steps >= data.lengths.max() - 1:
         raise ValueError(f"--subgoal-steps {config.subgoal_steps} must be below the "
                          f"{data.lengths.max() - 1} transitions of the longest trajectory")
@@ -45,8 +45,8 @@ def prepare(config, checkpoint=None, **parts):
                                  "evaluate": evaluate, "draw": draw, **parts})
     if checkpoint is not None:
         fresh = init_agent(problem, generators(config.seed, "init", "flat"))
-        if not same_shapes(checkpoint, fresh) or set(checkpoint["rng"]) != set(rngs):
-            raise ValueError("the checkpoint does not fit its config.json")
+        check_checkpoint(checkpoint, fresh, rngs,
+                         {"update": config.steps + config.policy_steps})
         if checkpoint["data"] != fresh["data"]:
             raise ValueError(f"the data of {config.env} are not those of the run; their file, or "
                              "what collects them, has changed")
@@ -67,14 +67,14 @@ def hide_actions(data, fraction, rng):
 
 
 def init_agent(problem, rngs):
-    """A new agent, one tree of arrays: params, optimiser, update (how many were made), data (a
-    checksum of every 97th row)."""
-    data = problem.data
-    sums = zlib.crc32(data.observations[::97].tobytes(), len(data.observations))
+    """A new agent, one tree of arrays: params, optimiser, update (how many were made), data (their
+    checksum)."""
+    data, checksum = problem.data, 0
+    for x in (data.observations, data.actions, data.terminals):
+        checksum = zlib.crc32(x.tobytes(), checksum)
     params = problem.init_params(problem.config, problem.env, data, rngs)
     return {"params": params, "optimiser": init_optimiser(params),
-            "update": np.zeros((), np.int64),
-            "data": np.array(zlib.crc32(data.actions[::97].tobytes(), sums))}
+            "update": np.zeros((), np.int64), "data": np.array(checksum)}
 
 
 def init_optimiser(params):
@@ -101,16 +101,14 @@ def train(problem, run=None):
         return summary
 
     if not run.checkpoint:
-        print(f"{config.env}, seed {config.seed}: {problem.title}; {total:,} updates of "
-              f"{config.batch_size} of {len(problem.data.valid):,} transitions, "
-              f"{minutes(estimate(problem, agent))}", flush=True)
+        say(f"{config.env}, seed {config.seed}: {problem.title}; {total:,} updates of "
+            f"{config.batch_size} of {len(problem.data.valid):,} transitions, "
+            f"{minutes(estimate(problem, agent))}")
     last = run.drive(problem.learn(problem, agent, rngs["batch"]), agent, rngs, total, evaluation,
                      config.eval_interval, min(100, config.eval_interval))
     last = last or evaluation()                         # resumed after the last update
-    if run.folder:
-        problem.draw(problem, agent, run, shown)
     summary = summarise(problem, agent, last, run.seconds())
-    run.finish(summary)
+    run.finish(summary, lambda: problem.draw(problem, agent, run, shown))
     return SimpleNamespace(summary=summary, agent=agent, act=agent_actor(problem, agent))
 
 
@@ -144,11 +142,12 @@ def estimate(problem, agent):
 def summarise(problem, agent, last, seconds):
     """The content of summary.json: `last`, which is of `evaluate`, and what identifies the run.
 
-    episodes: of all tasks together; train_seconds: `seconds`, rounded."""
+    episodes: of all tasks together; train_seconds: `seconds`, rounded; data: their checksum."""
     config = problem.config
     return {"env": config.env, "agent": next(iter(problem.actors)), "seed": config.seed,
             "updates": int(agent["update"]), **last, "episodes":
-            config.eval_episodes * len(problem.env.tasks), "train_seconds": round(seconds, 1)}
+            config.eval_episodes * len(problem.env.tasks), "train_seconds": round(seconds, 1),
+            "data": f"{int(agent['data']):08x}"}
 
 
 def evaluate_checkpoint(problem, agent):

@@ -20,7 +20,7 @@ import numpy as np
 
 import envs
 from support import plots
-from support.run import Run, generators, minutes, same_shapes
+from support.run import Run, check_checkpoint, generators, minutes, say
 
 NAMES = "init", "episodes", "explore", "batch"
 RELABELLING = "relabel_fraction", "relabel_distance", "relabel_gain"
@@ -44,9 +44,32 @@ def prepare(config, checkpoint=None, env=None, **parts):
                                  "rngs": generators(config.seed, *NAMES), **parts})
     if checkpoint is not None:
         fresh = problem.init_agent(problem, generators(0, *NAMES))
-        if not same_shapes(checkpoint, fresh) or set(checkpoint.get("rng", ())) != set(NAMES):
-            raise ValueError("the checkpoint does not fit its config.json")
+        check_agent(checkpoint, fresh, problem)
     return problem
+
+
+def check_agent(agent, fresh, problem):
+    """ValueError unless a run can go on with a saved agent; see `support.run.check_checkpoint`.
+
+    The goal range, and with it stored goals, are NaN until the warm-up ends, if they are measured.
+    """
+    config, task, c = problem.config, problem.env, problem.config.subgoal_interval
+    limit = getattr(task, "limit", None) or np.inf
+    if "early" in agent:                                # see `first_episodes`
+        shapes = {"paths": np.zeros((limit + 1, 2)),
+                  "asked": np.zeros((-(-limit // c), 2), np.float32)}
+        fresh["early"] = {name: shapes for name in task.tests(np.random.default_rng(0), 1)}
+    check_checkpoint(agent, fresh, NAMES, {"step": config.steps + limit - 1, "replay/length": c},
+                     () if config.goal_range else ("goal_range", "replay/goal"))
+    replay, goal_range = agent["replay"], agent["goal_range"]
+    unmeasured = np.isnan(goal_range).all() and agent["step"] < config.warmup
+    if not unmeasured and not ((goal_range > 0).all() and np.isfinite(goal_range).all()
+                               and np.isfinite(replay["goal"]).all()):
+        raise ValueError("the checkpoint is damaged: goal_range holds numbers that cannot be")
+    stored = np.arange(len(replay["length"])) < replay["count"]
+    if replay["count"] > agent["step"] or ((replay["length"] > 0) != stored).any():
+        raise ValueError("the checkpoint is damaged: its replay does not hold as many windows as "
+                         "it counts")
 
 
 def read(obs):
@@ -89,15 +112,13 @@ def train(problem, run=None, goal_range=None):
         return summary
 
     if not run.checkpoint:
-        print(f"{name_of(env)}, seed {config.seed}: {problem.title}; {config.steps:,} "
-              f"environment steps{estimate(problem)}", flush=True)
+        say(f"{name_of(env)}, seed {config.seed}: {problem.title}; {config.steps:,} "
+            f"environment steps{estimate(problem)}")
     last = run.drive(problem.learn(env, agent, config, rngs), agent, rngs, config.steps,
                      evaluation, config.eval_interval, 500)
     last = last or evaluation()                         # resumed after the last step
-    if run.folder:
-        draw(problem, agent, run, shown)
     summary = summarise(problem, run, last, int(agent["step"]))
-    run.finish(summary)
+    run.finish(summary, lambda: draw(problem, agent, run, shown))
     return SimpleNamespace(summary=summary, agent=agent, actor=actors(problem, agent))
 
 
@@ -197,15 +218,16 @@ def evaluate(problem, agent):
     Shapes for N = eval_episodes as in `rollout`; success (N,): reached at any step. The first test
     gives success, success_last_step and final_distance, each other test success_<name>.
     subgoal_error: the mean of `subgoal_errors` over all tests; subgoal_error_<name>: over one.
-    Starts and goals depend only on the seed and on the steps so far.
+    Starts, goals and all that is random depend only on the seed and on the steps so far.
     """
     config, task, summary, episodes = problem.config, problem.env, {}, {}
-    n, errors = config.eval_episodes, {}
-    rng = np.random.default_rng([config.seed, int(agent["step"])])
+    n, rng = config.eval_episodes, np.random.default_rng([config.seed, int(agent["step"])])
+    task.rng = rng                                      # of moves, where they are random
     tests = task.tests(rng, n)
     starts, goals = (np.concatenate(x) for x in zip(*tests.values()))
     acting = problem.policies(agent, config)
     distance, paths, asked = rollout(task, acting, starts, goals, rng, config)
+    errors = subgoal_errors(paths, asked, config.subgoal_interval)
     success = task.reached(distance).any(0)
     for i, name in enumerate(tests):
         mine = slice(i * n, (i + 1) * n)
@@ -216,11 +238,11 @@ def evaluate(problem, agent):
         else:
             summary[f"success_{name}"] = success[mine].mean()
         episodes[name] = paths[:, mine], asked[:, mine], goals[mine], success[mine]
-        errors[f"subgoal_error_{name}"] = subgoal_errors(
-            paths[:, mine], asked[:, mine], config.subgoal_interval).mean()
-    if acting.hierarchical:
-        summary["subgoal_error"] = subgoal_errors(paths, asked, config.subgoal_interval).mean()
-        summary.update(errors if len(tests) > 1 else {})
+    if acting.hierarchical and len(errors):
+        summary["subgoal_error"] = errors.mean()
+        if len(tests) > 1:
+            summary.update({f"subgoal_error_{name}": errors[:, i * n:(i + 1) * n].mean()
+                            for i, name in enumerate(tests)})
     return {k: float(x) for k, x in summary.items()}, episodes
 
 

@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 
 import envs
+from support.files import replacing
 from support.flags import Parser, exit_with_error
 
 matplotlib.use("Agg")                   # pictures go to files; no screen is needed
@@ -22,9 +23,9 @@ import matplotlib.pyplot as plt
 
 def save_figure(figure, path):
     """Write a figure as png, and close it."""
-    figure.savefig(f"{path}.tmp", format="png", dpi=110, bbox_inches="tight")
+    with replacing(path) as name:
+        figure.savefig(name, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
-    os.replace(f"{path}.tmp", path)
 
 
 # ------------------------------------------------------------------------------------- mazes

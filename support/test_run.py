@@ -1,4 +1,4 @@
-"""Tests of the harness: files, flags, refusals, runs and their files, resume, seeds, evaluation.
+"""Tests of the harness: flags, refusals, runs and their files, resume, seeds, evaluation.
 
     python -m pytest support/test_run.py            a minute
     python -m pytest support/test_run.py -m slow    resume in the four rooms, ten seconds
@@ -9,7 +9,6 @@ hiql.py and hiro.py are the programs that are run; those of lab/ have their own 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -26,10 +25,9 @@ import hiro
 from lab import baselines, ogbench, td3
 from nets import flatten
 from support import offline, online
-from support.files import (load_tree, read_json, read_rows, save_tree, write_json, write_rows,
-                           write_text)
+from support.files import load_tree, read_json, read_rows, write_json
 from support.flags import parser
-from support.run import HERE, Run, generators, main, run_processes, same_shapes
+from support.run import HERE, Run, generators, main, run_processes
 
 TINY = ("--quick", "--steps", 20, "--eval-interval", 10, "--eval-episodes", 1, "--env",
         "grid-fourrooms")
@@ -77,48 +75,6 @@ def interrupt_at(monkeypatch, program, n):
     return plain
 
 
-# -------------------------------------------------------------------------------------- files
-
-
-def test_trees_are_saved_and_never_unpickled(tmp_path):
-    tree = {"a": {"b": np.arange(3.0)}, "c": np.array("text")}
-    save_tree(tmp_path / "t.npz", tree)
-    back = load_tree(tmp_path / "t.npz")
-    assert (back["a"]["b"] == tree["a"]["b"]).all() and str(back["c"]) == "text"
-    assert os.listdir(tmp_path) == ["t.npz"]
-    np.savez(tmp_path / "pickled.npz", x=np.array([{}], object))
-    (tmp_path / "text.npz").write_text("no npz")
-    for name in ("pickled.npz", "text.npz"):
-        with pytest.raises(ValueError, match="not an npz file of plain arrays"):
-            load_tree(tmp_path / name)
-
-
-def test_text_json_and_rows_are_written_whole(tmp_path, monkeypatch):
-    """Under a temporary name first: what fails half way leaves the old file."""
-    write_rows(tmp_path / "r.csv", [{"a": 1, "b": 1 / 3}, {"a": None, "c": [None, 0.5], "b": "x"}])
-    assert (tmp_path / "r.csv").read_text() == "a,b,c\n1,0.333333,\n,x,nan 0.5\n"
-    assert read_rows(tmp_path / "r.csv")[0] == {"a": "1", "b": "0.333333", "c": ""}
-    write_json(tmp_path / "j.json", {"a": [1, None]})
-    assert read_json(tmp_path / "j.json") == {"a": [1, None]}
-    write_text(tmp_path / "t.txt", "one\r\ntwo\n")
-    assert (tmp_path / "t.txt").read_bytes() == b"one\r\ntwo\n"
-    (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(ValueError, match="broken.json is not JSON"):
-        read_json(tmp_path / "broken.json")
-    assert sorted(os.listdir(tmp_path)) == ["broken.json", "j.json", "r.csv", "t.txt"]
-
-    def full_disk(*arguments):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "replace", full_disk)
-    for write, name, new in ((write_rows, "r.csv", [{"z": 1}]), (write_json, "j.json", 0),
-                             (write_text, "t.txt", ""), (save_tree, "j.json", {"z": np.ones(1)})):
-        before = (tmp_path / name).read_bytes()
-        with pytest.raises(OSError, match="no space left"):
-            write(tmp_path / name, new)
-        assert (tmp_path / name).read_bytes() == before
-
-
 # -------------------------------------------------------------------------- flags and refusals
 
 
@@ -150,7 +106,7 @@ WRONG = [("--env point-tiny", "invalid choice"),
          ("--agent flat", "unrecognized arguments: --agent flat"),
          ("--stepz 5", "did you mean --steps"), ("--steps 0", "--steps must be positive"),
          ("--steps many", "invalid int"), ("--batch-size -4", "--batch-size must be positive"),
-         ("--hidden-dims 64,0", "--hidden-dims"), ("--hidden-dims a", "invalid"),
+         ("--hidden-dims 64,0", "--hidden-dims"), ("--hidden-dims a", "positive"),
          ("--lr -1", "--lr"), ("--lr nan", "--lr"), ("--discount 1", "--discount"),
          ("--discount 1.5", "--discount"), ("--expectile 0", "--expectile"), ("--tau 2", "--tau"),
          ("--goal-discount 1", "--goal-discount"),
@@ -170,6 +126,8 @@ WRONG = [("--env point-tiny", "invalid choice"),
          ("--resume x --steps 5", "give no other"), ("--eval x --resume y", "give no other"),
          ("--subgoal-interval 0", "--subgoal-interval"), ("--out /dev/null/x", "/dev/null"),
          ("--rep-dim 1", "--rep-dim"), ("--temperature 1", "--temperature is for"),
+         ("--no-train-flat --flat-alpha 3", "--flat-alpha has no effect with --no-train-flat"),
+         ("--rep-type none --rep-dim 4", "--rep-dim has no effect with --rep-type none"),
          ("--high-alpha -1", "--high-alpha"), ("--eval-episodes 0", "--eval-episodes")]
 
 WRONG_HIRO = [("--env point-medium", "invalid choice"),
@@ -192,6 +150,9 @@ WRONG_HIRO = [("--env point-medium", "invalid choice"),
               ("--capacity 3", "--capacity"),
               ("--env grid-fourrooms --subgoal-interval 101 --goal-range 0",
                "of grid-fourrooms has 100"),
+              ("--correction none --candidates 3", "--candidates has no effect with --correction"),
+              ("--high-noise 0 --noise-correlation 0", "no effect with --high-noise 0"),
+              ("--target-noise 0 --target-clip 1", "no effect with --target-noise 0"),
               ("--critic-loss l1", "invalid choice"), ("--correctoin none", "did you mean"),
               ("--resume nowhere", "nowhere"), ("--eval .", "config.json"),
               ("--seeds 3-1", "seeds are A-B"), ("--out /dev/null/x", "/dev/null")]
@@ -220,7 +181,7 @@ def test_a_checkpoint_of_the_warm_up_has_goals_without_a_range(tmp_path, monkeyp
     def save(self, agent, generators):
         steps.append(int(agent["step"]))
         assert np.isnan(agent["goal_range"]).all() == (steps[-1] < 500)
-        self.stopped = steps[-1] < 500
+        self.stopped = signal.SIGINT if steps[-1] < 500 else 0
         plain(self, agent, generators)
 
     monkeypatch.setattr(Run, "save", save)
@@ -360,14 +321,16 @@ def test_resume_equals_never_having_stopped(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("env, window", [("point-umaze", 45), pytest.param(
     "grid-fourrooms", 150, marks=pytest.mark.slow)])
 def test_hiro_resumes_as_if_never_stopped(env, window, tmp_path, monkeypatch):
-    """Ctrl-C in the middle of an episode, then --resume: the same bits, replay included."""
+    """Ctrl-C in the middle of an episode, then --resume: the same bits, replay, summary and
+    pictures included; and once more without its summary, as if killed before its end."""
     shorten_episodes(monkeypatch, env)
-    monkeypatch.setattr(online, "draw", lambda *_: None)
     whole, parts, other = tmp_path / "whole", tmp_path / "parts", tmp_path / "other"
     words = (*TINY_HIRO, "--env", env, "--noise-correlation", 0.5, "--steps", 600, "--warmup", 300,
              "--eval-interval", 200)
     assert run(hiro, *words, "--out", whole) == 0
-    assert run(hiro, *words, "--out", other, "--eval-interval", 150) == 0
+    with monkeypatch.context() as quick:
+        quick.setattr(online, "draw", lambda *_: None)
+        assert run(hiro, *words, "--out", other, "--eval-interval", 150) == 0
     plain = interrupt_at(monkeypatch, hiro, window)
     assert run(hiro, *words, "--out", parts) == 130
     assert load_tree(parts / "checkpoint.npz")["step"] == 500           # at the episode's end
@@ -383,6 +346,19 @@ def test_hiro_resumes_as_if_never_stopped(env, window, tmp_path, monkeypatch):
     for name in ("train.csv", "eval.csv"):
         rows = [without_seconds(read_rows(f / name)) for f in (whole, parts)]
         assert rows[0] == rows[1] and rows[0]
+    pictures = [{path.name: path.read_bytes() for path in f.glob("*.png")} for f in (whole, parts)]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 3
+    summary = summary_of(whole)
+    assert summary_of(parts) == summary
+    (parts / "summary.json").unlink()
+    monkeypatch.setattr(online, "draw", lambda *_: None)
+    assert run(hiro, "--resume", parts) == 0 and summary_of(parts) == summary
+
+
+def summary_of(folder):
+    """summary.json without time and memory."""
+    return {name: x for name, x in read_json(folder / "summary.json").items()
+            if name not in ("train_seconds", "peak_mb")}
 
 
 def test_sequential_schedule_trains_the_value_first(tmp_path):
@@ -441,35 +417,6 @@ def test_an_agent_that_is_not_finite_is_not_saved(tmp_path):
     assert load_tree(tmp_path / "r" / "checkpoint.npz")["update"] == 7
 
 
-def test_broken_checkpoints_are_refused(tmp_path, capsys):
-    out = tmp_path / "run"
-    assert run(hiql, *TINY, "--out", out) == 0
-    good = load_tree(out / "checkpoint.npz")
-    size = os.path.getsize(out / "checkpoint.npz")
-    with open(out / "checkpoint.npz", "r+b") as file:
-        file.truncate(size // 2)
-    assert run(hiql, "--eval", out) == 2
-    assert "not an npz file" in capsys.readouterr().err
-    other = {**good, "params": {**good["params"], "low": good["params"]["high"]}}
-    for tree in ({"update": np.array(5), "seconds": np.array(1.0)}, other,
-                 {**good, "rng": {"batch": good["rng"]["batch"]}},
-                 {name: x for name, x in good.items() if name != "rng"}):
-        save_tree(out / "checkpoint.npz", tree)
-        assert run(hiql, "--eval", out) == 2
-        err = capsys.readouterr().err
-        assert err.startswith("hiql.py: error: ") and err.count("\n") == 1
-    save_tree(out / "checkpoint.npz", good)
-    assert run(hiql, "--eval", out) == 0                    # as it was
-    config = read_json(out / "config.json")
-    config["config"]["wrong"] = 1
-    (out / "config.json").write_text(json.dumps(config))
-    assert run(hiql, "--eval", out) == 2
-    assert "does not hold a run of this program" in capsys.readouterr().err
-    (out / "config.json").write_text("{")
-    assert run(hiql, "--eval", out) == 2
-    assert "config.json is not JSON" in capsys.readouterr().err
-
-
 def test_a_broken_checkpoint_of_hiro_is_refused(tmp_path, monkeypatch, capsys):
     """One of other networks, and that of another program; in the warm-up there is no policy."""
     monkeypatch.setattr(online, "draw", lambda *_: None)
@@ -486,14 +433,6 @@ def test_a_broken_checkpoint_of_hiro_is_refused(tmp_path, monkeypatch, capsys):
             assert "the checkpoint does not fit its config.json" in capsys.readouterr().err
     assert run(hiql, "--eval", out) == 2
     assert capsys.readouterr().err.startswith("hiql.py: error: ")
-
-
-def test_shapes_of_a_checkpoint():
-    fresh = {"a": {"w": np.zeros((2, 3))}, "n": np.zeros(())}
-    assert same_shapes({**fresh, "early": {"paths": np.zeros(9)}}, fresh)   # may hold more
-    for wrong in ({"n": np.zeros(())}, {**fresh, "a": {"w": np.zeros((3, 2))}},
-                  {**fresh, "a": {"w": np.zeros((2, 3)), "b": np.zeros(1)}}, {**fresh, "a": {}}):
-        assert not same_shapes(wrong, fresh)
 
 
 # ------------------------------------------------------------------------------ several seeds
@@ -515,8 +454,8 @@ def test_several_seeds_are_processes_of_their_own(tmp_path):
 def test_processes_end_with_the_one_that_began_them(tmp_path):
     """A failure while others run: they are interrupted, and waited for."""
     code = ("import signal, sys, time\n"
-            "signal.signal(signal.SIGINT, lambda *_: (open(sys.argv[2] + '/saved', 'w'), "
-            "sys.exit(130)))\nopen(sys.argv[2] + '/begun', 'w')\ntime.sleep(60)\n")
+            "signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[2] + '/saved', 'w'), "
+            "sys.exit(143)))\nopen(sys.argv[2] + '/begun', 'w')\ntime.sleep(60)\n")
     (tmp_path / "long.py").write_text(code)
     (tmp_path / "short.py").write_text(
         "import os, sys, time\nwhile not os.path.exists(sys.argv[2] + '/../long/begun'):\n"
@@ -567,3 +506,18 @@ def test_summary_of_a_hiro_run_by_hand():
     assert seen["subgoal_error_curve"] == [3, 2, 1] and seen["success_curve"] == [0.5, 0.95, 0]
     assert seen["first_success"] == 2000 and seen["train_seconds"] == 7.0
     assert (seen["env"], seen["env_steps"], seen["episodes"]) == ("point-umaze", 4000, 50)
+
+
+def test_a_run_notes_the_code_that_made_each_part(tmp_path, monkeypatch):
+    """In config.json: commit and versions when it began, and those of a resumption that differ."""
+    codes = [{"commit": str(i), "versions": {"numpy": "2.0"}} for i in range(3)]
+    config, checkpoint = hiql.resolve({}), {"seconds": np.array(0.0), "update": np.array(0)}
+    for code, more, parts in ((0, None, []), (0, checkpoint, []), (1, checkpoint, [1]),
+                              (1, checkpoint, [1]), (2, checkpoint, [1, 2]),
+                              (1, checkpoint, [1, 2, 1])):
+        monkeypatch.setattr("support.run.code_and_versions", lambda: codes[code])
+        Run(str(tmp_path / "run"), config, more)
+        told = read_json(tmp_path / "run" / "config.json")
+        assert {"commit": "0", "versions": {"numpy": "2.0"}}.items() <= told.items()
+        assert told.get("resumed", []) == [codes[i] for i in parts]
+        assert told["config"]["steps"] == config.steps
