@@ -29,7 +29,7 @@ class GymAdapter:
     """
 
     def __init__(self, env, goal=None, position=slice(0, 2), endless=ENDLESS):
-        self.env, self.position, self.endless, self.time = env, position, endless, 0
+        self.env, self.position, self.endless = env, position, endless
         self.goal = None if goal is None else np.asarray(goal, np.float32).ravel()
         space = getattr(env, "action_space", None)
         low, high = (np.asarray(getattr(space, k, np.nan), float) for k in ("low", "high"))

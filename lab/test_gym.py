@@ -192,6 +192,9 @@ def test_evaluation_by_hand():
     seen, _ = problem.evaluate(problem, {"step": np.array(0)})
     assert seen == {"success": 0.0, "success_last_step": 0.0, "final_distance": 7.5,
                     "return": pytest.approx(-np.abs(x + 1).sum())}
+    right[:], plain = [[1.0, 0.0]], adapter.env.step    # an environment that tells no success
+    adapter.env.step = lambda a: (*plain(a)[:4], {})
+    assert problem.evaluate(problem, {"step": np.array(0)})[0]["success"] == 0
 
 
 def test_evaluation_draws_from_the_seed_and_the_step_alone():

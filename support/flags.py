@@ -135,7 +135,7 @@ class Parser(argparse.ArgumentParser):
 
 def perhaps(word, known):
     """" (did you mean X?)" for the nearest of the known words, "" if none is near."""
-    near = difflib.get_close_matches(str(word), known, 1)
+    near = difflib.get_close_matches(str(word), known)
     return f" (did you mean {near[0]}?)" if near else ""
 
 

@@ -412,8 +412,9 @@ class Run:
         if now - self.shown < (every if terminal else 10) and done < total:
             return
         self.shown = now
-        speed = (done - self.first) / max(now - self.start, 1e-9)
-        left = (total - done) / max(speed, 1e-9)
+        made, seconds = done - self.first, now - self.start
+        speed = made / seconds if seconds else 0.0
+        left = (total - done) * seconds / max(made, 1)
         line = (f"{done}/{total} {done / total:4.0%}  {text}  {speed:.0f} {self.counter}s/s  "
                 f"ETA {int(left // 60)}:{int(left % 60):02d}")
         self.line_is_open = terminal and done < total

@@ -45,7 +45,8 @@ class Config:
 
 
 def make_program(**changes):
-    """A program whose agent takes random steps; episodes of three steps, evaluation every five."""
+    """A program whose agent takes random steps; episodes of three steps, evaluation every five;
+    no losses at the first two."""
     def resolve(given):
         config = Config(**{name: x for name, x in given.items() if name != "quick"})
         check_ranges(config)
@@ -59,7 +60,8 @@ def make_program(**changes):
             for _ in range(3):
                 agent["x"] += rng.normal(size=agent["x"].shape)
                 agent["step"] += 1
-                yield {"x_loss": agent["x"][0]}, agent["step"] % 3 == 0
+                row = {"x_loss": agent["x"][0], "extra": 1} if agent["step"] > 2 else {}
+                yield row, agent["step"] % 3 == 0
 
     def draw(problem, agent, run):
         write_text(run.path("curve.png"), f"{agent['x'].tolist()} {run.logs['train']}")
@@ -510,6 +512,11 @@ def test_speed_and_seconds_of_a_resumed_run(monkeypatch):
     now[0] = 210.0
     resumed.progress(42, 300, "a")
     assert said[1].endswith("  0 steps/s  ETA 21:30")
+    now[0] = 103.0
+    resumed.progress(21, 21, "a")
+    resumed.shown = 0
+    resumed.progress(21, 30, "a")
+    assert said[3].endswith("  0 steps/s  ETA 0:27")
 
 
 # ---------------------------------------------------------------------------------- the schedule
@@ -518,13 +525,16 @@ def test_speed_and_seconds_of_a_resumed_run(monkeypatch):
 def test_evaluations_logs_and_checkpoints_by_hand():
     """Episodes of 3, evaluation due every 5 and at the end, a row every 2; the last episode is
     played to its end; nothing to evaluate yet at 3."""
-    saved = []
+    saved, shown = [], []
     program = make_program()
 
     class Watched(Run):
         def save(self, agent, generators):
             saved.append(int(agent["step"]))
             super().save(agent, generators)
+
+        def progress(self, *what):
+            shown.append(what)
 
     config = Config(steps=22, seed=7)
     program.train(program.prepare(config), Watched("r", config, None, "step"))
@@ -533,10 +543,15 @@ def test_evaluations_logs_and_checkpoints_by_hand():
     assert [row["step"] for row in rows] == ["6", "12", "15", "21", "24"]
     assert list(rows[0]) == ["step", "success", "seconds"]
     train = read_rows("r/train.csv")
-    assert [int(row["step"]) for row in train] == list(range(2, 25, 2))
+    assert [int(row["step"]) for row in train] == list(range(4, 25, 2))
+    assert list(train[0]) == ["step", "x_loss", "extra", "seconds"]
     steps = np.random.default_rng(np.random.SeedSequence(7).spawn(1)[0]).normal(size=(24, 3))
     np.testing.assert_allclose([float(row["x_loss"]) for row in train],
-                               steps.cumsum(0)[1::2, 0], rtol=1e-5)
+                               steps.cumsum(0)[3::2, 0], rtol=1e-5)
+    losses, success = steps.cumsum(0)[:, 0], steps.cumsum(0)[20].mean()
+    assert shown[0] == (3, 22, f"x_loss {losses[2]:.3g}  success -")
+    assert shown[18] == (21, 22, f"x_loss {losses[20]:.3g}  success {success:.2f}")
+    assert [what[0] for what in shown] == list(range(3, 23))            # 22 once, at step 24
     assert float(rows[-1]["success"]) == pytest.approx(steps.sum(0).mean(), rel=1e-5)
     np.testing.assert_array_equal(load_tree("r/checkpoint.npz")["x"], steps.cumsum(0)[-1])
     assert read_json("r/summary.json")["success"] == pytest.approx(steps.sum(0).mean())

@@ -491,7 +491,8 @@ def test_summary_of_a_hiro_run_by_hand():
     """Means of the last 20 rows; curves: what the correction did up to each evaluation."""
     logs = {"train": [{"step": 100, "relabel_fraction": ""}] + [
         {"step": step, "relabel_fraction": x, "relabel_distance": 2 * x, "relabel_gain": -x}
-        for step, x in ((1000, 0.25), (1500, 0.75), (2000, 1.0), (2001, 0.5), (4000, 0.0))],
+        for step, x in ((1000, 0.25), (1500, 0.75), (2000, 1.0), (2001, 0.5), *(
+            (step, 0.0) for step in range(2500, 4001, 80)))],
         "eval": [{"step": 500, "success": 0.5, "subgoal_error": 3},
                  {"step": 2000, "success": 0.95, "subgoal_error": 2},
                  {"step": 4000, "success": 0.0, "subgoal_error": 1}]}
@@ -500,9 +501,9 @@ def test_summary_of_a_hiro_run_by_hand():
     seen = online.summarise(problem, SimpleNamespace(logs=logs, seconds=lambda: 7.04),
                             logs["eval"][-1], 4000)
     assert (seen["relabel_fraction"], seen["relabel_distance"], seen["relabel_gain"]) == (
-        0.5, 1, -0.5)
-    assert seen["relabel_fraction_curve"] == [None, 0.667, 0.25]    # nothing before the first
-    assert seen["relabel_gain_curve"] == [None, -0.667, -0.25]
+        0.025, 0.05, -0.025)
+    assert seen["relabel_fraction_curve"] == [None, 0.667, 0.025]   # nothing before the first
+    assert seen["relabel_gain_curve"] == [None, -0.667, -0.025]
     assert seen["subgoal_error_curve"] == [3, 2, 1] and seen["success_curve"] == [0.5, 0.95, 0]
     assert seen["first_success"] == 2000 and seen["train_seconds"] == 7.0
     assert (seen["env"], seen["env_steps"], seen["episodes"]) == ("point-umaze", 4000, 50)
