@@ -16,16 +16,19 @@ or does not end. What is drawn, raised or printed is left alone.
 
 import argparse
 import ast
+import contextlib
 import json
 import os
+import queue
 import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import xml.etree.ElementTree
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from support.files import read_rows, write_rows
 from support.run import HERE
@@ -36,8 +39,9 @@ SUPPORT = tuple(f"support/{name}.py" for name in
 LEFT_ALONE = "draw", "show"                     # functions that draw or print
 ROWS, WIRING = (os.path.join(HERE, *path) for path in
                 (("results", "mutants.csv"), ("lab", "wiring.json")))
-TIMEOUT = 300                                                   # seconds; the tests take about 60
-PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+TIMEOUT = 60                                    # seconds for one test; the slowest takes about 5
+PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
+          "-o", "faulthandler_exit_on_timeout=true", "-o"]      # since pytest 9
 
 COMPARISONS = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=",
                ast.NotEq: "==", ast.In: "not in", ast.NotIn: "in", ast.Is: "is not",
@@ -122,14 +126,17 @@ class Copy:
     def failed(self, tests):
         """"" if the tests pass, else the first that fails or "timeout"."""
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"}
-        process = subprocess.Popen([*PYTEST, *tests], cwd=self.folder, env=environment, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   start_new_session=True)
-        try:
-            output = process.communicate(timeout=TIMEOUT)[0]
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait()
+        with tempfile.TemporaryFile("w+") as file:
+            process = subprocess.Popen(
+                [*PYTEST, f"faulthandler_timeout={TIMEOUT}", *tests], cwd=self.folder,
+                env=environment, stdout=file, stderr=file, start_new_session=True)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10 * TIMEOUT)              # also if nothing is collected
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)          # and what the tests have started
+            file.seek(0)
+            output = file.read()
+        if process.wait() < 0 or re.search(r"^Timeout \(", output, re.M):
             return "timeout"
         names = [line.split()[1] for line in output.splitlines()
                  if line.startswith(("FAILED", "ERROR")) and len(line.split()) > 1]
@@ -156,7 +163,7 @@ class Copy:
         with open(settings, "w") as f:
             f.write("[run]\ndynamic_context = test_function\nsource = .\nomit = */test_*\n")
         subprocess.run([sys.executable, "-m", "coverage", "run", f"--rcfile={settings}",
-                        f"--data-file={data}", *PYTEST[1:], f"--junitxml={report}", *tests],
+                        f"--data-file={data}", *PYTEST[1:-1], f"--junitxml={report}", *tests],
                        cwd=self.folder, check=True)
         seconds = {}
         for case in xml.etree.ElementTree.parse(report).iter("testcase"):
@@ -183,6 +190,29 @@ def commit():
         "+" if git("status", "--porcelain", "*.py") else "")
 
 
+def in_copies(items, test, jobs):
+    """Yield test(copy, item) of every item as they end, `jobs` at once, each in a Copy alone."""
+    copies, free = [Copy() for _ in range(jobs)], queue.SimpleQueue()
+    for copy in copies:
+        free.put(copy)
+
+    def run(item):
+        copy = free.get()
+        try:
+            return test(copy, item)
+        finally:
+            free.put(copy)
+
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for future in as_completed([pool.submit(run, item) for item in items]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for copy in copies:
+            shutil.rmtree(copy.folder)
+
+
 def run_random(n, seed, jobs, files):
     """Run the first n of all mutants of `files` in an order drawn from the seed; one row each."""
     sources = {}
@@ -191,7 +221,7 @@ def run_random(n, seed, jobs, files):
             sources[file] = f.read()
     plan = [(file, *mutant) for file in files for mutant in mutants(sources[file])]
     random.Random(seed).shuffle(plan)
-    at, copies = commit(), [Copy() for _ in range(jobs)]
+    at = commit()
     rows = [row for row in (read_rows(ROWS) if os.path.exists(ROWS) else [])
             if (row["commit"], row["seed"]) == (at, str(seed))]     # those of a run that stopped
     done = {(row["file"], row["byte"], row["new"]) for row in rows}
@@ -199,59 +229,45 @@ def run_random(n, seed, jobs, files):
     print(f"{len(plan)} mutants, {len(rows)} done, {len(todo)} to run", flush=True)
     groups = {file: ["test_all.py"] if file in REFERENCE else ["test_all.py", "support"]
               for file in files}
-    lines = copies[0].tests_of_lines(["test_all.py", "support"])
-    lock = threading.Lock()
+    whole = Copy()
+    try:
+        lines = whole.tests_of_lines(["test_all.py", "support"])
+    finally:
+        shutil.rmtree(whole.folder)
 
-    def run(mutant):
+    def test(copy, mutant):
         file, first, last, new, function = mutant
         text = sources[file].encode()
         line = text[:first].count(b"\n") + 1
-        with lock:
-            copy = copies.pop()
         quick = [t for t in lines.get(file, {}).get(line, []) if t.startswith(tuple(groups[file]))]
-        by = copy.broken(file, first, last, new, quick, groups[file])
-        with lock:
-            copies.append(copy)
-            rows.append({"file": file, "line": line, "byte": first, "function": function,
-                         "old": text[first:last].decode(), "new": new, "killed_by": by,
-                         "seed": seed, "commit": at})
-            write_rows(ROWS, rows)
-            print(f"{len(rows)}/{n} {by or 'SURVIVED'}: {file}:{line} {function}: "
-                  f"{text[first:last].decode()} -> {new}", flush=True)
+        return {"file": file, "line": line, "byte": first, "function": function,
+                "old": text[first:last].decode(), "new": new,
+                "killed_by": copy.broken(file, first, last, new, quick, groups[file]),
+                "seed": seed, "commit": at}
 
-    try:
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(run, todo))
-    finally:
-        for copy in copies:
-            shutil.rmtree(copy.folder)
+    for row in in_copies(todo, test, jobs):
+        rows.append(row)
+        write_rows(ROWS, rows)
+        print(f"{len(rows)}/{n} {row['killed_by'] or 'SURVIVED'}: {row['file']}:{row['line']} "
+              f"{row['function']}: {row['old']} -> {row['new']}", flush=True)
 
 
 def run_wiring(jobs):
     """Break each line of lab/wiring.json in turn and run its test -> entries whose test passes."""
     with open(WIRING) as f:
         entries = json.load(f)
-    copies, lock, green = [Copy() for _ in range(jobs)], threading.Lock(), []
 
-    def run(entry):
-        with lock:
-            copy = copies.pop()
+    def test(copy, entry):
         with open(os.path.join(copy.folder, entry["file"]), "rb") as f:
             first = f.read().index(entry["old"].encode())
-        by = copy.broken(entry["file"], first, first + len(entry["old"].encode()), entry["new"],
-                         ["-m", "slow or not slow", entry["test"]])
-        with lock:
-            copies.append(copy)
-            if not by:
-                green.append(entry)
-            print(f"{'red  ' if by else 'GREEN'} {entry['file']}: {entry['guards']}", flush=True)
+        return entry, copy.broken(entry["file"], first, first + len(entry["old"].encode()),
+                                  entry["new"], ["-m", "slow or not slow", entry["test"]])
 
-    try:
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(run, entries))
-    finally:
-        for copy in copies:
-            shutil.rmtree(copy.folder)
+    green = []
+    for entry, by in in_copies(entries, test, jobs):
+        if not by:
+            green.append(entry)
+        print(f"{'red  ' if by else 'GREEN'} {entry['file']}: {entry['guards']}", flush=True)
     print(f"{len(entries) - len(green)} of {len(entries)} broken lines turn their test red")
     return green
 
