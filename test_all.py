@@ -53,10 +53,17 @@ def close(a, b, tolerance=1e-9):
 
 
 def test_gradient_certificate():
-    """Every layer and every loss: analytic derivatives equal the complex step."""
-    for name, errors in certificate().items():
+    """Every layer and every loss: analytic derivatives equal the complex step. A loss has them for
+    all arrays of the networks that it changes, a learned std included."""
+    found = certificate()
+    for name, errors in found.items():
         for array, error in errors.items():
             assert error < 1e-12, (name, array, error)
+    config, params, _ = toy(const_std=False)
+    networks = {"high level": ["high"], "low level": ["low"], "value": ["value", "phi"]}
+    for loss, names in networks.items():
+        arrays = {x for x in flatten(params) if x.split("/")[0] in names}
+        assert arrays == found[f"loss: {loss}{', learned std' * (loss != 'value')}"].keys()
 
 
 def test_every_layer_is_certified(monkeypatch):
@@ -525,6 +532,9 @@ def test_contacts_by_hand():
     env._push_out(pushed, np.array([1, 3, 5]))              # these alone; a corner in two pushes
     np.testing.assert_allclose(pushed, [s[0], [1.4, 1.2], s[2], [4, 1], s[4], [-1, -1], s[6]],
                                atol=1e-6)
+    env._deepest_contact = lambda s: (np.ones(len(s)), np.ones((len(s), 2)))
+    env._push_out(pushed, np.array([0]))                    # no way out: not more than four pushes
+    assert (pushed[0] == s[0] + 4).all()
 
 
 def test_the_registry_makes_what_it_names():
@@ -1944,6 +1954,13 @@ def test_settings_of_hiro(monkeypatch):
     (dict(steps=2501), dict(steps=2500), "--steps 2500 must be above --warmup 2500"),
     (dict(pretrain=2501), dict(pretrain=2500), "--pretrain 2500 must lie between --warmup 2500"),
     (dict(pretrain=59999), dict(pretrain=60000), "and --steps 60000, or be 0"),
+    (dict(tau=1.0), dict(tau=1.5), "--tau must be"),
+    (dict(candidates=5), dict(candidates=5, correction="none"),
+     "--candidates has no effect with --correction none"),
+    (dict(noise_correlation=0.5), dict(noise_correlation=0.5, high_noise=0.0),
+     "--noise-correlation has no effect with --high-noise 0"),
+    (dict(target_clip=0.25), dict(target_clip=0.25, target_noise=0.0),
+     "--target-clip has no effect with --target-noise 0"),
     (dict(relabel_low_goals=True), dict(relabel_low_goals=True, goal_at_window_end="new"),
      "says nothing of the goals of --relabel-low-goals")])
 def test_settings_that_do_not_go_together_are_refused(edge, beyond, message):
@@ -2817,7 +2834,7 @@ def line_problem(**changes):
 
     task = SimpleNamespace(limit=5, tests=tests, observe=lambda s: s, move=lambda s, a: s + a,
                            distance=lambda s, g: np.abs(s - g)[:, 0],
-                           reached=lambda d: d < 0.5, reached_last=lambda d: d < 2.5)
+                           reached=lambda d: d < 0.5, reached_last=lambda d: d < 3.5)
     acting = SimpleNamespace(high=lambda s, D: np.stack([np.ones(len(s)), D[:, 1]], 1),
                              low=lambda s, g: np.sign(g) * [1, 0],
                              transition=hiro.goal_transition, hierarchical=True)
@@ -2884,6 +2901,11 @@ def test_noise_reaches_each_action_of_an_evaluated_episode():
         for x in path[1:]:
             s = s + act({"observation": s, "desired_goal": np.zeros(2)})
             assert s.tolist() == [x, 0]
+    noisy = online.evaluation_action(np.array([-0.9, 0.9]), Draws([-1, 1]), problem.config)
+    assert noisy.tolist() == [-0.9, 0.9]                                # no noise
+    problem.config.eval_noise = 0.25
+    noisy = online.evaluation_action(np.array([-0.9, 0.9]), Draws([-1, 1]), problem.config)
+    assert noisy.tolist() == [-1, 1]
 
 
 def test_a_run_reports_its_last_evaluation(capsys):

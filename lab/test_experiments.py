@@ -385,30 +385,3 @@ def test_numbers_of_a_cell():
     assert experiments.numbers(run, "none") == experiments.numbers(run, "missing") == []
     with pytest.raises(ValueError, match="^x, seed 3: text holds 'a 1', which is no number$"):
         experiments.numbers(run, "text")
-
-
-@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
-def test_the_commit_of_the_code(tmp_path, monkeypatch):
-    """HEAD, with "+" if Python files are not as committed; "unknown" without a repository."""
-    def git(*words):
-        return subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a",
-                               *words], check=True, capture_output=True, text=True).stdout
-
-    def commit():
-        return run.code_and_versions.__wrapped__()["commit"]
-
-    monkeypatch.setattr(run, "HERE", str(tmp_path))
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert commit() == "unknown"
-    git("init")
-    (tmp_path / "a.py").write_text("")
-    git("add", "a.py")
-    git("commit", "--message", "a")
-    head = git("rev-parse", "HEAD")[:7]
-    assert commit() == head
-    (tmp_path / "notes.txt").write_text("")
-    assert commit() == head
-    (tmp_path / "a.py").write_text("changed")
-    assert commit() == f"{head}+"
-    monkeypatch.setenv("PATH", "")
-    assert commit() == "unknown"

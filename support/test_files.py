@@ -526,6 +526,11 @@ def test_goals_are_not_measured_before_the_warm_up_ends(small_maze, tmp_path):
             assert DAMAGED + damaged in refusal(tmp_path, load_run, hiro, tmp_path)
         else:
             load_run(hiro, tmp_path)
+    arrays["goal_range"][0] = 1
+    save_tree(tmp_path / "checkpoint.npz", arrays)
+    changes = {"warmup": 26}
+    write_json(tmp_path / "config.json", {**saved, "config": {**saved["config"], **changes}})
+    assert DAMAGED + "goal_range" in refusal(tmp_path, load_run, hiro, tmp_path)
 
 
 def test_a_folder_without_a_run_is_refused_in_one_line(small_maze, tmp_path, capsys):

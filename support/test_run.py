@@ -11,6 +11,7 @@ import nets                             # first: it sets one BLAS thread before 
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import pytest
 import envs
 import hiql
 import hiro
+import support.run
 from lab import baselines, ogbench, td3
 from nets import flatten
 from support import offline, online
@@ -487,6 +489,20 @@ def test_subgoal_errors_by_hand():
     assert online.subgoal_errors(paths, asked, 2).tolist() == [[0, 5], [3, 1]]
 
 
+def test_the_peak_of_memory_is_in_mib(tmp_path, monkeypatch):
+    """getrusage counts KiB on Linux and bytes on a Mac; Windows has none."""
+    for platform, unit in (("linux", 2**10), ("darwin", 2**20)):
+        monkeypatch.setattr(support.run.sys, "platform", platform)
+        monkeypatch.setattr(support.run, "resource", SimpleNamespace(
+            RUSAGE_SELF="self", getrusage={"self": SimpleNamespace(
+                ru_maxrss=int(7.6 * unit))}.__getitem__))
+        Run(str(tmp_path / platform), hiql.resolve({})).finish({"success": 1.0}, lambda: None)
+        assert read_json(tmp_path / platform / "summary.json") == {"success": 1.0, "peak_mb": 8}
+    monkeypatch.setattr(support.run, "resource", None)
+    Run(str(tmp_path / "windows"), hiql.resolve({})).finish({"success": 1.0}, lambda: None)
+    assert read_json(tmp_path / "windows" / "summary.json") == {"success": 1.0}
+
+
 def test_summary_of_a_hiro_run_by_hand():
     """Means of the last 20 rows; curves: what the correction did up to each evaluation."""
     logs = {"train": [{"step": 100, "relabel_fraction": ""}] + [
@@ -522,3 +538,30 @@ def test_a_run_notes_the_code_that_made_each_part(tmp_path, monkeypatch):
         assert {"commit": "0", "versions": {"numpy": "2.0"}}.items() <= told.items()
         assert told.get("resumed", []) == [codes[i] for i in parts]
         assert told["config"]["steps"] == config.steps
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_the_commit_of_the_code(tmp_path, monkeypatch):
+    """HEAD, with "+" if Python files are not as committed; "unknown" without a repository."""
+    def git(*words):
+        return subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a",
+                               *words], check=True, capture_output=True, text=True).stdout
+
+    def commit():
+        return support.run.code_and_versions.__wrapped__()["commit"]
+
+    monkeypatch.setattr(support.run, "HERE", str(tmp_path))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert commit() == "unknown"
+    git("init")
+    (tmp_path / "a.py").write_text("")
+    git("add", "a.py")
+    git("commit", "--message", "a")
+    head = git("rev-parse", "HEAD")[:7]
+    assert commit() == head
+    (tmp_path / "notes.txt").write_text("")
+    assert commit() == head
+    (tmp_path / "a.py").write_text("changed")
+    assert commit() == f"{head}+"
+    monkeypatch.setenv("PATH", "")
+    assert commit() == "unknown"
