@@ -355,6 +355,8 @@ def test_what_each_environment_brings_along(name, kind, numbers, settings, monke
         for far, reached in ((near, True), (near / 0.98, False)):
             assert env.success(goals, goals + far * axis).tolist() == [reached] * 5
             assert task.reached(task.distance(goals, goals + far * axis)).tolist() == [reached] * 5
+        assert task.reached(np.array([numbers["tolerance"]])).all()     # on the edge: reached
+        assert env.discrete or env.success(goals, goals + numbers["tolerance"] * axis).all()
     assert list(task.reward(np.array([near, near / 0.98]))) == [0, -1]
     for preset in ("fast", "paper"):
         config, default = (dataclasses.asdict(hiql.resolve({"env": x, "preset": preset}))
@@ -2098,6 +2100,11 @@ def toy_replay(c=4, capacity=8):
 
 
 STARTS, ENDS = np.array([0, 4, 6, 10, 13]), np.array([4, 6, 10, 13, 17])   # of those windows
+
+
+def test_a_new_replay_is_empty():
+    replay = hiro.replay_init(3, 4, 2, 1, 1, 1)
+    assert not any(x.any() for x in replay.values()) and replay["states"].shape == (3, 5, 2)
 
 
 def replay_config(**changes):

@@ -4,7 +4,8 @@
                                             guards it: about 15 minutes
     python -m lab.mutants random --n 400 --seed 1 --jobs 2
                                             random changes of the reference and of support/, one row
-                                            each in results/mutants.csv: an hour or two
+                                            each in results/mutants.csv: an hour or two; once
+                                            more after new tests: the survivors alone
     python -m lab.mutants report            score and survivors; docs/tests.md says why they survive
 
 For development: both need git and pytest, `random` also needs `pip install coverage`. All runs are
@@ -17,6 +18,7 @@ or does not end. What is drawn, raised or printed is left alone.
 import argparse
 import ast
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -190,6 +192,13 @@ def commit():
         "+" if git("status", "--porcelain", "*.py") else "")
 
 
+@functools.lru_cache
+def same_sources(commit, files):
+    """Whether files are as they were at a commit: then what was killed there is not run again."""
+    return subprocess.run(["git", "diff", "--quiet", commit.rstrip("+"), "--", *files], cwd=HERE,
+                          capture_output=True).returncode == 0
+
+
 def in_copies(items, test, jobs):
     """Yield test(copy, item) of every item as they end, `jobs` at once, each in a Copy alone."""
     copies, free = [Copy() for _ in range(jobs)], queue.SimpleQueue()
@@ -223,7 +232,8 @@ def run_random(n, seed, jobs, files):
     random.Random(seed).shuffle(plan)
     at = commit()
     rows = [row for row in (read_rows(ROWS) if os.path.exists(ROWS) else [])
-            if (row["commit"], row["seed"]) == (at, str(seed))]     # those of a run that stopped
+            if row["seed"] == str(seed) and (row["commit"] == at or (
+                row["killed_by"] and same_sources(row["commit"], files)))]
     done = {(row["file"], row["byte"], row["new"]) for row in rows}
     todo = [m for m in plan[:n] if (m[0], str(m[1]), m[3]) not in done]
     print(f"{len(plan)} mutants, {len(rows)} done, {len(todo)} to run", flush=True)
@@ -296,6 +306,6 @@ if __name__ == "__main__":
     if a.what == "report":
         report()
     elif a.what == "random":
-        run_random(a.n, a.seed, a.jobs, a.files)
+        run_random(a.n, a.seed, a.jobs, tuple(a.files))
     else:
         sys.exit(1 if run_wiring(a.jobs) else 0)

@@ -19,7 +19,7 @@ import scipy
 
 import hiql
 from lab import experiments
-from support import offline, run
+from support import offline
 from support.files import read_json, read_rows, write_json, write_rows
 from support.flags import parser
 from support.run import HERE, generators

@@ -450,6 +450,14 @@ def test_a_closed_stdout_does_not_end_the_run(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_lines_are_written_at_once(monkeypatch):
+    """So that a log can be followed."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    harness.say("done")
+    assert out.buffer.getvalue() == b"done\n"
+
+
 def test_letters_that_the_locale_lacks_are_escaped(monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
     monkeypatch.setattr(sys, "stdout", out)
