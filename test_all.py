@@ -439,7 +439,7 @@ def test_grid_moves_slips_and_success():
     moved = env.move(np.full((5, 2), 3.0), np.arange(5))
     assert moved.tolist() == [[3, 3], [2, 3], [4, 3], [3, 2], [3, 4]]
     slippery = envs.make("grid-fourrooms", slip=0.5)
-    drawn = SimpleNamespace(random=lambda n: np.array([0.49, 0.51, 0.1, 0.0, 0.9]),
+    drawn = SimpleNamespace(random=lambda n: np.array([0.49, 0.5, 0.1, 0.0, 0.9]),
                             integers=lambda top, size: np.arange(5) % top)
     moved = slippery.move(np.full((5, 2), 3.0), np.full(5, 4), drawn)       # slips: 1, 3 and 4
     assert moved.tolist() == [[3, 3], [3, 4], [4, 3], [3, 2], [3, 4]]
@@ -2284,10 +2284,10 @@ def test_critic_loss_by_hand():
 def test_target_actions_stay_in_the_action_range():
     """The noisy target action is clipped to [-1, 1] before the target critics see it."""
     level = constant_level([0.0, 0.0], [0.0, 0.0], a=3.0)
-    for j in (0, 1):                                        # Q'(x, a) = a for a > 0
-        level["target"]["critic"]["dense0"]["W"][j, 2, 0] = 1
-        level["target"]["critic"]["dense1"]["W"][j, 0, 0] = 1
-    for noise, a in ((0.4, 1.0), (-0.4, np.tanh(3) - 0.4)):
+    first, last = (level["target"]["critic"][name] for name in ("dense0", "dense1"))
+    first["W"][:, 2, 0] = last["W"][:, 0, 0] = 1            # Q'(x, a) = relu(a + 2) - 2
+    first["b"][:, 0], last["b"][:, 0] = 2, -2
+    for noise, a in ((0.4, 1.0), (-0.4, np.tanh(3) - 0.4), (-2.5, -1.0)):
         y = hiro.td3_target(level["target"], one_step(), np.array([[noise]]), 1.0)
         np.testing.assert_allclose(y, [a])
         loss, grads, info = hiro.critic_loss(level["online"], one_step(), y, "huber")
@@ -2998,24 +2998,47 @@ def test_hiro_trains_on_an_own_layout():
 
 
 @pytest.mark.slow
-def test_hiro_solves_the_u_maze(monkeypatch):
-    """Around the wall to (0, 8) on a fresh seed; a high level paid for distance does not get
-    there."""
-    config = hiro.resolve({"seed": 50})
+def test_hiro_solves_the_u_maze():
+    """Around the wall to (0, 8) and to the other corners, on a fresh seed."""
     with contextlib.redirect_stdout(io.StringIO()):
-        summary = hiro.train(hiro.prepare(config)).summary
+        summary = hiro.train(hiro.prepare(hiro.resolve({"seed": 50}))).summary
     assert summary["success"] >= 0.95 and summary["success_8_8"] >= 0.95
-    plain = hiro.sample_windows
+
+
+@pytest.mark.slow
+def test_hiro_solves_a_faster_u_maze_and_with_a_broken_part_does_not(monkeypatch):
+    """The point goes 0.5 a step instead of 0.2, an episode has 200 steps, training 16,000. Goal
+    (0, 8), around the wall: 1.00 from 12,000 steps on with seeds 0 to 2. Never with a high level
+    paid for distance, with old goals replaced by random ones instead of those of the correction,
+    or with a low level paid for other steps than its own."""
+    task = envs.UMazeTask()
+    task.maze, task.limit = envs.make("point-umaze", speed=0.5), 200
+    config = hiro.resolve({"steps": 16000, "warmup": 1000, "goal_range": 5.0,
+                           "eval_interval": 4000})
+    windows, steps, correct = hiro.sample_windows, hiro.sample_steps, hiro.off_policy_correction
 
     def paid_for_distance(*arguments):
-        batch, info = plain(*arguments)
+        batch, info = windows(*arguments)
         return {**batch, "rewards": -batch["rewards"]}, info
 
-    monkeypatch.setattr(hiro, "sample_windows", paid_for_distance)
-    config = dataclasses.replace(config, steps=10000)
-    with contextlib.redirect_stdout(io.StringIO()):
-        summary = hiro.train(hiro.prepare(config)).summary
-    assert summary["success"] < 0.5 and summary["success_8_8"] < 0.5
+    def paid_for_others(replay, rng, *arguments):
+        batch = steps(replay, rng, *arguments)
+        return {**batch, "rewards": rng.permutation(batch["rewards"])}
+
+    def random_goals(low_policy, states, actions, goal, length, goal_range, rng, n):
+        score = correct(low_policy, states, actions, goal, length, goal_range, rng, n)[1]
+        return rng.uniform(-goal_range, goal_range, goal.shape).astype(goal.dtype), score
+
+    def success(name=None, broken=None):
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+            if name:
+                patch.setattr(hiro, name, broken)
+            return hiro.train(hiro.prepare(config, env=task)).summary["success"]
+
+    assert success() >= 0.95
+    assert success("sample_windows", paid_for_distance) < 0.5
+    assert success("sample_steps", paid_for_others) < 0.5
+    assert success("off_policy_correction", random_goals) < 0.5
 
 
 # ================================================================= the form of the reference

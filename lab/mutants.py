@@ -282,16 +282,22 @@ def run_wiring(jobs):
     return green
 
 
+def survivors():
+    """[(file, function, old, new)] of the changes in results/mutants.csv that no test saw."""
+    return [(row["file"], row["function"], *(" ".join(row[key].split()) for key in ("old", "new")))
+            for row in read_rows(ROWS) if not row["killed_by"]]
+
+
 def report():
-    """Print the score and the survivors of results/mutants.csv."""
+    """Print the score and, as rows of docs/tests.md, the survivors of results/mutants.csv."""
     rows = read_rows(ROWS)
-    for row in rows:
-        if not row["killed_by"]:
-            print(f"{row['file']}:{row['line']} {row['function']}: {row['old']} -> {row['new']}")
+    for file, function, old, new in survivors():
+        print(f"| `{file}` `{function}` | `{old}` | `{new}` |")
     for name, files in (("reference", REFERENCE), ("support", SUPPORT), ("all", REFERENCE +
                                                                          SUPPORT)):
-        mine = [bool(row["killed_by"]) for row in rows if row["file"] in files]
-        print(f"{name}: {sum(mine)} of {len(mine)} killed")
+        mine = [row["killed_by"] for row in rows if row["file"] in files]
+        print(f"{name}: {sum(map(bool, mine))} of {len(mine)} killed, of these "
+              f"{mine.count('timeout')} by a timeout")
 
 
 if __name__ == "__main__":

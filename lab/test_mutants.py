@@ -88,3 +88,13 @@ def test_the_lines_of_the_list_are_there_and_so_are_their_tests():
         path, name = re.fullmatch(r"(\S+\.py)::(\w+)(?:\[.*\])?", entry["test"]).groups()
         with open(os.path.join(HERE, path)) as file:
             assert f"def {name}(" in file.read(), entry["test"]
+
+
+def test_each_survivor_has_a_reason():
+    """docs/tests.md lists every random change that no test saw, and why that does no harm."""
+    with open(os.path.join(HERE, "docs", "tests.md")) as file:
+        listed = [line.split(" | ") for line in file if line.startswith("| `")]
+    reasons = {tuple(cells[:3]): cells[3].strip(" |\n") for cells in listed}
+    assert {(f"| `{file}` `{function}`", f"`{old}`", f"`{new}`")
+            for file, function, old, new in mutants.survivors()} == reasons.keys()
+    assert all(len(reason) > 10 for reason in reasons.values())

@@ -450,6 +450,12 @@ def test_a_closed_stdout_does_not_end_the_run(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_run_notes_its_command(monkeypatch):
+    assert run(make_program(), "--out", "r", "--seed", 3) == 0
+    begun = read_json("r/config.json")
+    assert begun["argv"] == ["--out", "r", "--seed", "3"] and begun["config"]["seed"] == 3
+
+
 def test_lines_are_written_at_once(monkeypatch):
     """So that a log can be followed."""
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
