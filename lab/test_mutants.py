@@ -12,6 +12,7 @@ import subprocess
 import pytest
 
 from lab import mutants
+from support.files import read_rows
 from support.run import HERE
 
 SOURCE = '''"""Doc."""
@@ -93,7 +94,10 @@ def test_the_lines_of_the_list_are_there_and_so_are_their_tests():
 def test_each_survivor_has_a_reason():
     """docs/tests.md lists every random change that no test saw, and why that does no harm."""
     with open(os.path.join(HERE, "docs", "tests.md")) as file:
-        listed = [line.split(" | ") for line in file if line.startswith("| `")]
+        text = file.read()
+    killed = [bool(row["killed_by"]) for row in read_rows(mutants.ROWS)]
+    assert f"of {len(killed)} the tests saw {sum(killed)}," in text
+    listed = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
     reasons = {tuple(cells[:3]): cells[3].strip(" |\n") for cells in listed}
     assert {(f"| `{file}` `{function}`", f"`{old}`", f"`{new}`")
             for file, function, old, new in mutants.survivors()} == reasons.keys()
