@@ -133,6 +133,47 @@ class Encoding:
         return np.concatenate([s, g], -1)
 
 
+class DataAlone:
+    """In place of an environment: what offline data themselves tell, once `describe` has seen them.
+
+    discrete: whether actions are integers; action_dim: their entries, or how many integers there
+    are; side (d,): for each entry of a state 4/3 of the root mean square of its change in k steps,
+    which stands for the side of a cell (on the data of point-medium it is about 4); 1 for an entry
+    that never changes.
+    """
+
+    name, tasks, discrete = "none", (), None
+
+    def settings(self, preset):
+        """What changes in hiql.Config's defaults: nothing."""
+        return {}
+
+    def encoding(self, name):
+        """The states themselves; ValueError for an encoding of mazes."""
+        if name != "position":
+            raise ValueError(f"--encoding {name} is for point mazes, not for data alone")
+        return Encoding()
+
+    def dataset(self, rng):
+        raise ValueError("--env none needs a --dataset")
+
+    def describe(self, data, k, name="the data set"):
+        """Set discrete, action_dim and side. ValueError, which begins with the name: actions that
+        are neither in [-1, 1] nor integers from 0."""
+        actions = data.actions
+        self.discrete = actions.dtype.kind in "iu"
+        if actions.ndim != 2 - self.discrete or actions.min() < -1 + self.discrete or (
+                actions.max() > (1, 999)[self.discrete]):
+            raise ValueError(f"{name}: actions must be (N, a) numbers in [-1, 1] or (N,) integers "
+                             f"from 0 to 999; here they are {actions.dtype} of shape "
+                             f"{actions.shape} from {actions.min()} to {actions.max()}")
+        self.action_dim = int(actions.max()) + 1 if self.discrete else actions.shape[1]
+        later = np.minimum(data.valid + k, data.last[data.valid])
+        moved = data.observations[later].astype(float) - data.observations[data.valid]
+        self.side = 4 / 3 * np.sqrt((moved ** 2).mean(0))
+        self.side[self.side == 0] = 1
+
+
 # ------------------------------------------------------------------------------------- mazes
 
 
@@ -475,8 +516,10 @@ for _size in ("medium", "large", "giant", "teleport"):
 def make(name, **changes):
     """The maze of that name; `changes` replace arguments of its class (slip=0.1, ...).
 
-    ValueError: an unknown name, or arguments that the class refuses.
+    "none": `DataAlone`. ValueError: an unknown name, or arguments that the class refuses.
     """
+    if name == "none":
+        return DataAlone()
     if name not in ENVIRONMENTS:
         raise ValueError(f"unknown environment {name!r}; known: {', '.join(ENVIRONMENTS)}")
     entry = ENVIRONMENTS[name]
@@ -507,17 +550,18 @@ def register(name, kind=PointMaze, recipe=None, settings=None, **arguments):
 class GoalEnv:
     """A maze by Gymnasium's reset and step, with the dict observations of Gymnasium-Robotics.
 
-    observation (S,) begins with the position; achieved_goal (2,) is the position and desired_goal
-    (2,) the goal; float64. Starts and goals: in random cells (`draw`), or of the maze's tasks.
+    observation (S,) begins with the position; achieved_goal (P,) is the position and desired_goal
+    (P,) the goal; float64. Starts and goals: in random cells (`draw`), or of the maze's tasks.
     Reward 0 at the goal, which terminates the episode, else -1. The time limit truncates it (limit:
     steps, None: the maze's own). info["success"]: whether this step's end counts as reached.
-    A subclass may change starts and goals (`draw`, `tests`), how N agents move (`move`), what they
-    see (`observe`), their distance to the goal (`distance`), when it counts as reached (`reached`,
-    `reached_last`) and the reward; goal_terminates; goals_in_walls: `reset` allows them. settings:
-    what the task changes in hiro.Config's defaults.
+    A subclass may change starts and goals (`draw`, `tests`), the states of N agents (`begin`: here
+    their positions) and how they move (`move`), what they see (`observe`), their `position` and its
+    distance to the goal (`distance`), when it counts as reached (`reached`, `reached_last`) and the
+    reward; goal_terminates; goals_in_walls: `reset` allows them. settings: what the task changes in
+    hiro.Config's defaults. goal_scale: factor on its goal_range for each axis of the position.
     """
 
-    settings, goal_terminates, goals_in_walls = {}, True, False
+    settings, goal_terminates, goals_in_walls, goal_scale = {}, True, False, 1.0
 
     def __init__(self, maze, limit=None):
         self.name, self.maze, self.limit = maze.name, maze, limit or maze.time_limit
@@ -548,13 +592,13 @@ class GoalEnv:
             if options["task"] not in range(1, len(tasks) + 1):
                 raise ValueError(f"task must be 1 to {len(tasks)}, not {options['task']}")
             start, goal = self.maze.place(tasks[options["task"] - 1], self.rng)
-        start, goal = (np.array(options.get(name, x), float).reshape(1, 2)
+        start, goal = (np.array(options.get(name, x), float).reshape(1, -1)
                        for name, x in (("start", start), ("goal", goal)))
         self.maze.number(start)                                         # refuses walls
         if not self.goals_in_walls:
             self.maze.number(goal)
-        self.state, self.goal, self.time = start, goal, 0
-        self.time_limit = self.limit or int(self.maze.limits(self.state, self.goal)[0])
+        self.state, self.goal, self.time = self.begin(start), goal, 0
+        self.time_limit = self.limit or int(self.maze.limits(start, goal)[0])
         return self._observation(), {}
 
     def step(self, action):
@@ -571,7 +615,8 @@ class GoalEnv:
 
     def _observation(self):
         return {"observation": self.observe(self.state)[0].copy(),
-                "achieved_goal": self.state[0].copy(), "desired_goal": self.goal[0].copy()}
+                "achieved_goal": self.position(self.state)[0].copy(),
+                "desired_goal": self.goal[0].copy()}
 
     def draw(self, rng, n):
         """Starts (n, 2) and goals (n, 2) of training."""
@@ -584,17 +629,29 @@ class GoalEnv:
                  for i, task in enumerate(self.maze.tasks, 1)}
         return {**tests, "random": self.draw(rng, n)}
 
+    def begin(self, starts):
+        """States of agents that start at positions (N, 2): (N, ...), x and y first."""
+        return starts
+
     def move(self, s, a):
-        """Positions (N, 2) after actions a at s (N, 2)."""
+        """States after actions a in states s, of N agents."""
         return self.maze.move(s, a, self.rng)
 
-    def observe(self, s):
-        """Observations (N, S) at positions s (N, 2); here the position alone."""
+    def position(self, s):
+        """Positions (..., P) in states s."""
         return s
 
+    def observe(self, s):
+        """Observations (N, S) in states s, position first; here the position alone."""
+        return s
+
+    def blocks(self, s):
+        """[(centres (..., 2), half-width)] of squares that can be moved, in states s: to draw."""
+        return []
+
     def distance(self, s, g):
-        """Distances (N,) of positions s to goals g, (N, 2) each; here Euclidean."""
-        return np.sqrt(((s - g) ** 2).sum(1))
+        """Distances (N,) of the positions in states s to goals g (N, P); here Euclidean."""
+        return np.sqrt(((self.position(s) - g) ** 2).sum(1))
 
     def reached(self, distance):
         """Whether goals at these distances (N,) count as reached."""
@@ -646,6 +703,7 @@ class UMazeTask(GoalEnv):
 
 
 TASKS_ONLINE = {"point-umaze": UMazeTask, "point-umaze-undo": partial(UMazeTask, contact="undo"),
+                "point-push": "lab.tasks:PushTask", "point-fall": "lab.tasks:FallTask",
                 "grid-fourrooms": "lab.tasks:FourRoomsTask"}
 
 
@@ -665,8 +723,8 @@ def make_task(name):
 class Dataset:
     """Trajectories, concatenated, in OGBench's layout.
 
-    observations (N, 2) float32; actions (N, 2) float32, or (N,) integers on grids; terminals (N,)
-    bool, True on the last row of each trajectory. Row i's transition is (row i, action i, row
+    observations (N, d) float32; actions (N, a) float32, or (N,) integers; terminals (N,) bool,
+    True on the last row of each trajectory. Row i's transition is (row i, action i, row
     i + 1); the last row of a trajectory has none. ValueError: shapes that do not fit together,
     numbers that are not finite, a trajectory of one row or without an end.
     """

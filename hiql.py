@@ -75,7 +75,8 @@ the latter two. D13 stands in lab/baselines.py, D15 to D17 in lab/ogbench.py.
      0.98 and k 8, tuned for a robot four times as fast as OGBench's. `--preset paper` takes the
      published rates, inverse temperatures and initialisation, not sizes, discount and k.
  D14 First layers start with weights 8 / (side of a cell) times Glorot's, and with biases that put
-     the bend of each unit at randomly drawn states of the data (`init_net`). From Glorot's weights
+     the bend of each unit at randomly drawn states of the data (`init_net`; what stands for the
+     side without a maze: `envs.DataAlone`). From Glorot's weights
      and biases 0 (both codes; `--first-layer-init glorot`) a few thousand updates leave the value
      smooth across walls. Last layers of policies start at 0.1 times Glorot's (both codes).
 """
@@ -93,7 +94,8 @@ import envs
 from nets import (adam, categorical_log_prob, ema, gaussian_log_prob, init_mlp,
                   length_normalize, mlp, stop_gradient, tree_map)
 from support import offline, plots
-from support.flags import NOT_NEGATIVE, POSITIVE, SIZES, check_ranges, option, refuse_unused
+from support.flags import (INDICES, NOT_NEGATIVE, POSITIVE, SIZES, check_ranges, option,
+                           refuse_unused)
 from support.run import load_run, main
 
 COUNTER = "update"                      # what support/run.py counts
@@ -103,7 +105,8 @@ COUNTER = "update"                      # what support/run.py counts
 class Config:
     """Everything that decides a run; `resolve` puts in what the environment changes."""
 
-    env: str = option("point-medium", "environment", tuple(envs.ENVIRONMENTS))
+    env: str = option("point-medium", "environment; none: --dataset without one",
+                      (*envs.ENVIRONMENTS, "none"))
     preset: str = option("fast", "fast: tuned here; paper: the published learning rate, tau, "
                          "inverse temperatures and initialisation [D12]", ("fast", "paper"))
     dataset: str = option("", "npz file in OGBench's layout; without it the data is collected")
@@ -155,6 +158,8 @@ class Config:
     first_layer_init: str = option("data", "first layers: weights and biases such that units "
                                    "bend at data points, or Glorot and 0 (published) [D14]",
                                    ("data", "glorot"))
+    goal_indices: tuple = option((), "entries of a state that make a goal, such as 0,1 of a "
+                                 "position; none: all", INDICES)
     goal_reached_by: str = option("index", "when a goal counts as reached in the data [D5]",
                                   ("index", "state"))
     train_flat: bool = option(True, "also train a flat policy on the same value, to compare")
@@ -171,6 +176,10 @@ class Config:
         """Whether actions are integers."""
         return envs.make(self.env).discrete
 
+    def goal(self, s):
+        """What of states (..., S) makes a goal: (..., G), the entries goal_indices, or all."""
+        return s[..., self.goal_indices] if self.goal_indices else s
+
 
 PUBLISHED = dict(lr=3e-4, lr_decay=False, tau=0.005, high_alpha=3.0, low_alpha=3.0,
                  first_layer_init="glorot")                                     # [D12]
@@ -184,7 +193,8 @@ def resolve(given, config_class=Config, changes=None):
     that do not go together.
     """
     given = dict(given)
-    env, preset = given.get("env", Config.env), given.get("preset", Config.preset)
+    env = given.setdefault("env", "none" if given.get("dataset") else Config.env)
+    preset = given.get("preset", Config.preset)
     values = {**envs.make(env).settings(preset), **(PUBLISHED if preset == "paper" else {}),
               **(changes or {})}
     if given.pop("quick", False):
@@ -200,10 +210,12 @@ def resolve(given, config_class=Config, changes=None):
     if config.value_p_curgoal + config.value_p_trajgoal > 1:
         raise ValueError("--value-p-curgoal and --value-p-trajgoal must not exceed 1 together; the "
                          "rest are random goals")
-    if config.temperature and not config.discrete:
+    if config.temperature and config.discrete is False:
         raise ValueError(f"--temperature is for the discrete actions of grids, not for {env}")
     if config.encoding != "position" and (config.discrete or config.rep_type == "none"):
         raise ValueError(f"--encoding {config.encoding} is for point mazes and subgoals by phi")
+    if config.goal_indices and (config.encoding != "position" or config.rep_type == "none"):
+        raise ValueError("--goal-indices is for --encoding position and subgoals by phi")
     config.encode                                       # refuses an encoding that does not exist
     return config
 
@@ -241,6 +253,9 @@ def sample(data, rng, config):
     def states(rows):
         return config.encode(obs[rows])
 
+    def goals(rows):
+        return config.goal(states(rows))
+
     def policy_goals(i):
         last, u = last_transition(i), rng.random(n)
         goal = np.rint(np.minimum(i + 1, last) * u + last * (1 - u)).astype(int)
@@ -257,20 +272,21 @@ def sample(data, rng, config):
     u = rng.random(n)
     goal = np.where(u < config.value_p_curgoal, i, np.where(
         u < config.value_p_curgoal + config.value_p_trajgoal, future, draw(valid)))
-    reached = goal == i if config.goal_reached_by == "index" else (obs[goal] == obs[i]).all(-1)
+    reached = goal == i if config.goal_reached_by == "index" else (
+        config.goal(obs[goal]) == config.goal(obs[i])).all(-1)
     high_goal, high_target = policy_goals(i)
     batch = {"observations": states(i), "next_observations": states(i + 1),
-             "value_goals": states(goal), "masks": (~reached).astype(np.float32),
-             "high_actor_goals": states(high_goal), "high_actor_targets": states(high_target)}
+             "value_goals": goals(goal), "masks": (~reached).astype(np.float32),
+             "high_actor_goals": goals(high_goal), "high_actor_targets": states(high_target)}
     batch["rewards"] = -batch["masks"]
     j, low = i, (batch["observations"], batch["next_observations"], batch["high_actor_goals"])
     if len(data.labelled) < len(valid):
         j = draw(data.labelled)
-        low = states(j), states(j + 1), states(policy_goals(j)[0])
+        low = states(j), states(j + 1), goals(policy_goals(j)[0])
     batch.update(zip(("low_actor_observations", "low_actor_next_observations",
                       "flat_actor_goals"), low))
     batch["actions"] = data.actions[j]
-    batch["low_actor_goals"] = states(np.minimum(j + k, last_transition(j)))
+    batch["low_actor_goals"] = goals(np.minimum(j + k, last_transition(j)))
     return batch
 
 
@@ -317,14 +333,16 @@ def init_net(rng, config, env, data, inputs, n_out, **kind):
 
     inputs: a letter for each input: s, g states, z a representation, a an action, d what the
     encoding adds to a pair of states.
-    First layer [D14]: weights 8 / (side of a cell) times Glorot's; the bias of unit h is
-    -x0_h . W[:, h], where x0_h holds a random state of the data for each state (z is one without
-    phi) and 0 for the rest. So each unit bends inside the maze, and about as sharply as its
-    corridors do.
+    First layer [D14]: weights 8 / env.side times Glorot's, where a side may belong to each entry
+    of s and g; the bias of unit h is -x0_h . W[:, h], where x0_h holds a random state of the data
+    for each state (z is one without phi) and 0 for the rest. So each unit bends inside the maze,
+    and about as sharply as its corridors do.
     """
     state = config.encode(data.observations[:1]).shape[-1]
     rep = state if config.rep_type == "none" else config.rep_dim
-    sizes = {"s": state, "g": state, "d": config.encode.extra, "z": rep, "a": env.action_dim}
+    side = np.broadcast_to(env.side, state)                     # the same on each axis of a maze
+    sizes = {"s": state, "g": len(config.goal(side)), "d": config.encode.extra, "z": rep,
+             "a": env.action_dim}
     p = init_mlp(rng, (sum(sizes[x] for x in inputs), *config.hidden_dims, n_out), **kind)
     if config.first_layer_init == "data":
         w = p["dense0"]["W"]                                    # (I, H) or (2, I, H)
@@ -332,7 +350,9 @@ def init_net(rng, config, env, data, inputs, n_out, **kind):
         states = "sgz" if config.rep_type == "none" else "sg"
         x0 = [config.encode(data.observations[rng.choice(data.valid, units)]) if x in states
               else np.zeros(units + (sizes[x],), np.float32) for x in inputs]
-        w *= 8 / env.side
+        x0 = [config.goal(x) if name == "g" else x for name, x in zip(inputs, x0)]
+        sides = {"s": side, "g": config.goal(side)}
+        w *= 8 / concat(*(sides.get(x, np.full(sizes[x], side.mean())) for x in inputs))[:, None]
         p["dense0"]["b"][:] = -np.einsum("...ih,...hi->...h", w, concat(*x0))
     return p
 
@@ -431,7 +451,7 @@ def high_loss(params, batch, config):
     """
     s, g, w = (batch[x] for x in ("observations", "high_actor_goals", "high_actor_targets"))
     adv = stop_gradient(mean_value(params, w, g, config) - mean_value(params, s, g, config))
-    z = stop_gradient(phi(params, s, w, config)[0])
+    z = stop_gradient(phi(params, s, config.goal(w), config)[0])
     target = w - s if config.rep_type == "none" else z                          # [D8]
     loss, grads, info = awr("high", params["high"], config.encode.pair(s, g), target,
                             awr_weight(config.high_alpha, adv))
@@ -528,7 +548,7 @@ def choose_action(output, config, rng):
 
 
 def hierarchical_actor(params, config, rng):
-    """act(s (N,2), g (N,2), t) -> actions of N episodes at step t, by both policies."""
+    """act(s (N,d), g (N,G), t) -> actions of N episodes at step t, by both policies."""
     memory, dtype = {}, params["low"]["dense0"]["W"].dtype
 
     def act(s, g, t):
@@ -562,18 +582,30 @@ def value_map(params, s, g, config):
 # ------------------------------------------------------------------------------------- a run
 
 
-def prepare(config, checkpoint=None):
-    """The problem that `train` solves, see support/offline.py; checkpoint: a saved agent."""
+def prepare(config, checkpoint=None, **given):
+    """The problem of a config, see support/offline.py, which has the arguments."""
     losses, actors, title = dict(LOSSES), {"hiql": hierarchical_actor}, "hiql"
     if config.train_flat:
         losses["flat"], actors["flat, same value"] = flat_loss, flat_actor
         title += " and, to compare, a flat policy on the same value"
     return offline.prepare(config, checkpoint, losses=losses, actors=actors, title=title,
-                           init_params=init_params, sample=sample, learn=learn, draw=draw)
+                           init_params=init_params, sample=sample, learn=learn, draw=draw, **given)
+
+
+def train(data, config, evaluate=None, run=None):
+    """Train on an `envs.Dataset`; config: of `resolve`, with env "none" for data of any other
+    environment than those of envs.py.
+
+    evaluate(act) -> {name: number}, such as the success: called now and then and at the end. act(s
+    (N,d), g (N,G), t) -> actions; G: see goal_indices. Without it mazes have their own evaluation,
+    and other data none. run: a `support.run.Run`; without one nothing is written. -> see
+    `offline.train`. ValueError: what `offline.prepare` refuses.
+    """
+    return offline.train(prepare(config, data=data, evaluate=evaluate), run)
 
 
 def load(folder):
-    """act(s (N,2), g (N,2), t) -> actions of a trained run; s, g observations, t the step."""
+    """act(s (N,d), g (N,G), t) -> actions of a trained run; s, g observations, t the step."""
     problem, agent = load_run(sys.modules[__name__], folder)
     return offline.agent_actor(problem, agent)
 
@@ -594,7 +626,7 @@ def subgoal_places(params, s, g, points, config):
 
 
 def draw(problem, agent, run, shown):
-    """The pictures of a run; the last one has the value and the subgoals asked for."""
+    """The pictures of a run; on mazes the last one has the value and the subgoals asked for."""
     config, params = problem.config, agent["params"]
 
     def values(points, goal):
@@ -605,12 +637,12 @@ def draw(problem, agent, run, shown):
         return starts, subgoal_places(params, starts, goal, points, config)
 
     offline.draw(problem, agent, run, shown)
-    if "value" in params:
+    if "value" in params and shown:
         plots.draw_value(run.path("value.png"), problem.env, values, next(iter(shown.values())),
                          subgoals if "high" in params else None)
 
 
-train, evaluate_checkpoint = offline.train, offline.evaluate_checkpoint
+evaluate_checkpoint = offline.evaluate_checkpoint
 
 if __name__ == "__main__":
     main(sys.modules[__name__])         # which takes the names above from this module

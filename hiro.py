@@ -29,7 +29,7 @@ paper's.
 Deviations: what is done here where the paper, its authors' code (tensorflow/models,
 research/efficient-hrl), TD3's (sfujim/TD3), the public ports hiro_pytorch (watakandai) and
 data-efficient-hrl (bhairavmehta95), and the successors HRAC and HIGL that build on the latter
-differ, and why. E17 stands in lab/tasks.py, E18 in lab/td3.py.
+differ, and why. E17 and E19 stand in lab/tasks.py, E18 in lab/td3.py.
  E1  The low level's next goal at a window's end is h(s, g, s') (paper), because its value is
      defined for one goal, carried on by h; the authors' code takes the next goal that was given
      (`--goal-at-window-end new`).
@@ -562,7 +562,8 @@ def init_agent(problem, rngs):
              "high": td3_init(rngs["init"], S + D, P, config), "step": np.zeros((), np.int64)}
     c = config.subgoal_interval
     agent["replay"] = replay_init(config.capacity // c, c, S, P, D, A)
-    agent["goal_range"] = np.full(P, config.goal_range or np.nan, np.float32)
+    agent["goal_range"] = np.full(P, config.goal_range or np.nan, np.float32) * np.float32(
+        getattr(problem.env, "goal_scale", 1))
     return agent
 
 

@@ -924,7 +924,7 @@ def test_presets(registry):
         rep_dim=10, rep_type="phi_sg", const_std=True, encoding="position", temperature=0,
         subgoal_interval=1, action_free=0, value_p_curgoal=0.2, value_p_trajgoal=0.5,
         goal_discount=0, actor_p_randomgoal=0, first_layer_init="data", goal_reached_by="index",
-        train_flat=True, eval_episodes=20, eval_interval=1000)
+        goal_indices=(), train_flat=True, eval_episodes=20, eval_interval=1000)
     paper = dict(lr=3e-4, lr_decay=False, tau=0.005, high_alpha=3, low_alpha=3,
                  first_layer_init="glorot")
     grid = dict(discount=0.95, subgoal_steps=5, steps=8000, temperature=2)
@@ -1572,7 +1572,7 @@ def test_the_summary_is_of_the_final_policies(tmp_path, scripted, capsys):
     prepare, drawn = scripted
     problem = prepare(lambda u: RIGHT if u < 7 else LEFT, steps=7, eval_interval=3)
     run = Run(str(tmp_path), problem.config)
-    result = hiql.train(problem, run)
+    result = offline.train(problem, run)
     summary, s = result.summary, np.array([[1.0, 2.0]])
     assert capsys.readouterr().out.startswith("row, seed 8: hiql and, to compare, a flat policy on "
                                               "the same value; 7 updates of 16 of 95 transitions, ")
@@ -1596,10 +1596,10 @@ def test_the_summary_is_of_the_final_policies(tmp_path, scripted, capsys):
     assert again == {**summary, "train_seconds": 12.3}
     assert hiql.load(tmp_path)(s, s, 0) == result.act(s, s, 0) == LEFT
     capsys.readouterr()
-    resumed = hiql.train(problem, Run(str(tmp_path), problem.config, agent))
+    resumed = offline.train(problem, Run(str(tmp_path), problem.config, agent))
     assert {**resumed.summary, "train_seconds": 0} == {**summary, "train_seconds": 0}
     assert "transitions" not in capsys.readouterr().out
-    hiql.train(prepare(lambda u: RIGHT, steps=1))                       # without a folder
+    offline.train(prepare(lambda u: RIGHT, steps=1))                       # without a folder
     assert len(drawn) == 2
 
 
@@ -1609,7 +1609,7 @@ def test_evaluations_begin_with_the_policies(scripted):
     prepare, _ = scripted
     problem = prepare(lambda u: RIGHT, steps=110, policy_steps=100, eval_interval=110)
     run = Run(None, problem.config)
-    result = hiql.train(problem, run)
+    result = offline.train(problem, run)
     assert [int(row["update"]) for row in run.logs["eval"]] == [210] == [result.summary["updates"]]
     assert [int(row["update"]) for row in run.logs["train"]] == [100, 200]
     for update, reached in ((0, False), (110, False), (111, True)):
@@ -1634,7 +1634,7 @@ def test_each_actor_is_evaluated_at_the_agents_update(monkeypatch):
         return {x: (arguments[2], x) for x in keys}, "episodes of " + arguments[2]
 
     monkeypatch.setattr(offline, "evaluate_actor", evaluate_actor)
-    summary, shown = offline.evaluate(problem, {"params": "params", "update": np.array(6)})
+    summary, shown = offline.evaluate_maze(problem, {"params": "params", "update": np.array(6)})
     assert calls == [(problem, "params", actor, 6) for actor in ("first", "other")]
     assert shown == {"a": "episodes of first", "b": "episodes of other"}
     assert summary == {
@@ -1695,7 +1695,7 @@ def test_data_and_checkpoint_must_fit(tmp_path, scripted):
     with pytest.raises(ValueError, match="--subgoal-steps 19 must be below the 19 transitions"):
         prepare(None, subgoal_steps=19)
     problem = prepare(lambda u: LEFT, subgoal_steps=18, steps=2, policy_steps=3)
-    hiql.train(problem, Run(str(tmp_path), problem.config))
+    offline.train(problem, Run(str(tmp_path), problem.config))
     agent = load_tree(tmp_path / "checkpoint.npz")
     assert hiql.prepare(problem.config, agent).config is problem.config
     few = {name: p for name, p in agent["params"].items() if name != "flat"}
@@ -1841,6 +1841,136 @@ def test_policies_follow_the_advantage(losses, actor, monkeypatch):
     assert score() < 0.6
 
 
+# ------------------------------------------------------------ hiql: data without an environment
+
+
+def wanderers(n=30, rows=25, seed=0, discrete=False):
+    """Trajectories of points with velocity: states x, y, vx, vy; the action pushes."""
+    rng = np.random.default_rng(seed)
+    a = rng.integers(3, size=(n, rows)) if discrete else rng.uniform(-1, 1, (n, rows, 2))
+    push = (a[..., None] - 1.0) * [1, 0] if discrete else a
+    v = np.cumsum(0.1 * push, 1)
+    states = np.concatenate([rng.normal(size=(n, 1, 2)) + np.cumsum(v, 1), v + 1e-3], -1)
+    terminals = np.zeros((n, rows), bool)
+    terminals[:, -1] = True
+    a = a.reshape(-1, *a.shape[2:])
+    return envs.Dataset(states.reshape(-1, 4).astype(np.float32),
+                        a if discrete else a.astype(np.float32), terminals.ravel())
+
+
+ALONE = {"env": "none", "quick": True, "steps": 20, "eval_interval": 10, "subgoal_steps": 4}
+
+
+def test_what_data_alone_tell():
+    """Two trajectories of three rows: changes of 1, 1, 2 in one step, and 0, 0, 0; side is 4/3
+    times the root mean square of the changes in k steps, up to the trajectory's end."""
+    obs = np.array([[0, 0], [1, 0], [3, 0], [0, 0], [1, 0], [2, 1]], np.float32)
+    ends = np.array([0, 0, 1, 0, 0, 1])
+    alone = envs.make("none")
+    assert alone.name == "none" and not alone.tasks and alone.settings("paper") == {}
+    alone.describe(envs.Dataset(obs, np.array([0, 4, 0, 1, 1, 0]), ends), 1)
+    assert (alone.discrete, alone.action_dim) == (True, 5)
+    np.testing.assert_allclose(alone.side, 4 / 3 * np.sqrt([(1 + 4 + 1 + 1) / 4, 1 / 4]))
+    alone.describe(envs.Dataset(obs, np.zeros((6, 3), np.float32), ends), 2)
+    assert (alone.discrete, alone.action_dim) == (False, 3)
+    np.testing.assert_allclose(alone.side, 4 / 3 * np.sqrt([(9 + 4 + 4 + 1) / 4, 2 / 4]))
+    for actions in (np.full((6, 2), 1.1), np.full((6, 2), -1.1), np.full(6, -1), np.full(6, 1000),
+                    np.zeros(6), np.zeros((6, 2, 1)), np.zeros((6, 2), int)):
+        with pytest.raises(ValueError, match=r"actions must be \(N, a\) numbers in \[-1, 1\]"):
+            alone.describe(envs.Dataset(obs, actions, ends), 1)
+    obs[:, 1] = 7
+    alone.describe(envs.Dataset(obs, np.zeros(6, int), ends), 1)
+    assert alone.side[1] == 1                               # it never changes
+
+
+def test_first_layers_bend_at_the_data_alone():
+    """[D14] with a side for each entry of s and of g, and their mean for z."""
+    data, side = wanderers(), np.array([1.0, 2.0, 4.0, 9.0])
+    env = SimpleNamespace(discrete=False, action_dim=2, side=side)
+    plain, p = (hiql.init_params(hiql.resolve({
+        "env": "none", "hidden_dims": (40, 5), "goal_indices": (3, 1), "first_layer_init": kind}),
+        env, data, generators(0, "init", "flat")) for kind in ("glorot", "data"))
+    np.testing.assert_allclose(p["phi"]["dense0"]["W"], plain["phi"]["dense0"]["W"]
+                               * 8 / np.array([[*side, 9, 2]]).T, rtol=1e-6)
+    w, b = p["low"]["dense0"]["W"], p["low"]["dense0"]["b"]
+    np.testing.assert_allclose(np.abs(w).max(1) * [*side, *[4] * 10], 8 * np.sqrt(6 / 54), rtol=0.2)
+    s, g = data.observations.astype(float), data.observations[:, [3, 1]].astype(float)
+    assert (np.abs(s @ w[:4] + b).min(0) < 1e-5).all()
+    layer = p["phi"]["dense0"]
+    both = (s @ layer["W"][:4])[:, None] + g @ layer["W"][4:] + layer["b"]
+    assert (np.abs(both).min((0, 1)) < 1e-4).all()
+
+
+def test_goals_are_the_entries_asked_for():
+    """Goals and subgoals as goals have the entries goal_indices; the state k steps ahead, of which
+    the value is taken, is whole; reached by state means in these entries."""
+    data, goal = wanderers(), (3, 0)
+    config = hiql.resolve({"env": "none", "goal_indices": goal, "batch_size": 500})
+    whole = hiql.sample(data, np.random.default_rng(0), dataclasses.replace(config,
+                                                                            goal_indices=()))
+    batch = hiql.sample(data, np.random.default_rng(0), config)
+    for name, x in whole.items():
+        reduced = name in ("value_goals", "high_actor_goals", "low_actor_goals", "flat_actor_goals")
+        assert (batch[name] == (x[:, goal] if reduced else x)).all()
+    data.actions, data.labelled = np.arange(len(data.actions)), data.valid[:40]
+    hidden = hiql.sample(data, np.random.default_rng(0), config)
+    assert hidden["flat_actor_goals"].shape == (500, 2)
+    data.observations[:, goal] = 1
+    by_state = dataclasses.replace(config, goal_reached_by="state")
+    assert not hiql.sample(data, np.random.default_rng(0), by_state)["masks"].any()
+    env = SimpleNamespace(discrete=False, action_dim=2, side=1.0)
+    params = hiql.init_params(config, env, wanderers(), generators(0, "init", "flat"))
+    _, _, info = hiql.high_loss(params, batch, config)
+    s, g, w = (batch[x] for x in ("observations", "high_actor_goals", "high_actor_targets"))
+    close(info["target"], hiql.phi(params, s, w[:, goal], config)[0], 1e-6)
+    close(info["adv"], hiql.mean_value(params, w, g, config)
+          - hiql.mean_value(params, s, g, config), 1e-6)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_training_on_data_alone(discrete):
+    """A dozen lines: data, a config, an evaluation of one's own, actions of the trained agent."""
+    data, goals, seen = wanderers(discrete=discrete), (0, 1), []
+
+    def evaluate(act):
+        seen.append(act(data.observations[:6], data.observations[-6:, goals], 0))
+        return {"success": 0.25, "other": 1.0}
+
+    config = hiql.resolve({**ALONE, "goal_indices": goals})
+    result = hiql.train(data, config, evaluate)
+    assert len(seen) == 4                           # hiql and the flat policy, twice
+    assert {k: result.summary[k] for k in ("success", "other", "flat_success", "updates")} == {
+        "success": 0.25, "other": 1.0, "flat_success": 0.25, "updates": 20}
+    assert (result.act(data.observations[:6], data.observations[-6:, goals], 0) == seen[-2]).all()
+    assert (seen[-1] != seen[-2]).any()
+    for a in seen:
+        assert a.shape == ((6,) if discrete else (6, 2)) and config.discrete == discrete
+        assert set(a) <= {0, 1, 2} if discrete else np.abs(a).max() <= 1
+    quiet = hiql.train(data, hiql.resolve({**ALONE, "train_flat": False}))
+    assert not [name for name in quiet.summary if "success" in name or name == "episodes"]
+    for changes, message in (({"goal_indices": (0, 4)}, "--goal-indices 0,4 go beyond the 4"),
+                             ({"subgoal_steps": 24}, "--subgoal-steps 24 must be below the 24"),
+                             ({} if discrete else {"temperature": 1.0}, "--temperature is for")):
+        if changes:
+            with pytest.raises(ValueError, match=message):
+                hiql.train(data, hiql.resolve({**ALONE, **changes}))
+
+
+def test_config_of_data_alone():
+    """A file without --env is of no environment; what belongs to mazes is refused."""
+    assert hiql.resolve({"dataset": "x.npz"}).env == "none"
+    assert hiql.resolve({"dataset": "x.npz", "env": "grid-maze"}).env == "grid-maze"
+    assert hiql.resolve({}).env == "point-medium"
+    for wrong, words in (({"encoding": "rbf"}, "--encoding rbf is for point mazes"),
+                         ({"goal_indices": (0, 0)}, "different numbers"),
+                         ({"goal_indices": (-1,)}, "different numbers"),
+                         ({"goal_indices": (0,), "rep_type": "none"}, "subgoals by phi")):
+        with pytest.raises(ValueError, match=words):
+            hiql.resolve({"env": "none", **wrong})
+    with pytest.raises(ValueError, match="--env none needs a --dataset"):
+        hiql.prepare(hiql.resolve({"env": "none"}))
+
+
 @pytest.mark.slow
 def test_hiql_finds_far_goals_and_with_a_broken_part_does_not(monkeypatch):
     """Two hundred random far pairs of point-medium, by small networks after 1,500 updates: 0.80 to
@@ -1858,7 +1988,7 @@ def test_hiql_finds_far_goals_and_with_a_broken_part_does_not(monkeypatch):
         monkeypatch.setattr(hiql, "sample", sample)
         config = hiql.resolve({**flags, **changes})
         with contextlib.redirect_stdout(io.StringIO()):
-            return hiql.train(hiql.prepare(config)).summary["success_random"]
+            return offline.train(hiql.prepare(config)).summary["success_random"]
 
     assert success() > 0.6
     assert success(high_alpha=0.0, low_alpha=0.0) < 0.3
@@ -1884,7 +2014,7 @@ def test_a_loaded_hiql_agent_acts_as_in_evaluation(tmp_path, no_pictures, regist
     config = hiql.resolve({"env": "mine", "quick": True, "steps": 60, "eval_interval": 60,
                            "subgoal_interval": 7, "eval_episodes": 1})
     problem = hiql.prepare(config)
-    result = hiql.train(problem, Run(str(tmp_path), config))
+    result = offline.train(problem, Run(str(tmp_path), config))
     paths, goals, _ = problem.evaluate(problem, result.agent)[1]["hiql"]
     # five lines: load a run and act with it
     act, env = hiql.load(tmp_path), envs.GoalEnv(envs.make("mine"))
@@ -1908,7 +2038,7 @@ def test_training_on_an_own_layout(kind, registry):
     """Five lines: a layout, a config, training, an episode by the trained agent."""
     envs.register("mine", kind, layout=CORRIDOR, recipe=dict(episodes=30, rows=41))
     config = hiql.resolve({"env": "mine", "quick": True, "steps": 20, "eval_interval": 20})
-    result = hiql.train(hiql.prepare(config))
+    result = offline.train(hiql.prepare(config))
     obs, _ = (env := envs.GoalEnv(envs.make("mine"))).reset(options={"task": 1})
     action = result.act(obs["observation"][None], obs["desired_goal"][None], 0)[0]
 
@@ -2839,7 +2969,8 @@ def line_problem(**changes):
         return {name: (np.zeros((n, 2)), np.array(goals, float)) for name, goals in (
             ("near", [(1, 0), (-1, 0)]), ("far", [(6, 4), (3, 4)]))}
 
-    task = SimpleNamespace(limit=5, tests=tests, observe=lambda s: s, move=lambda s, a: s + a,
+    task = SimpleNamespace(limit=5, tests=tests, begin=lambda s: s, position=lambda s: s,
+                           observe=lambda s: s, move=lambda s, a: s + a,
                            distance=lambda s, g: np.abs(s - g)[:, 0],
                            reached=lambda d: d < 0.5, reached_last=lambda d: d < 3.5)
     acting = SimpleNamespace(high=lambda s, D: np.stack([np.ones(len(s)), D[:, 1]], 1),

@@ -72,6 +72,8 @@ def resolve(given):
     agent, changes, given = given.get("agent", Config.agent), {}, dict(given)
     if agent not in AGENTS:
         raise ValueError(f"unknown agent {agent!r}; known: {', '.join(AGENTS)}")
+    if "none" in (given.get("env"), given.get("dataset") and given.get("env", "none")):
+        raise ValueError("--dataset needs the --env that it is of; hiql.py takes data of any other")
     if agent != "hiql":
         changes["train_flat"] = False
     if agent not in ("hiql", "hgcbc"):
@@ -232,8 +234,8 @@ def prepare(config, checkpoint=None):
 
 
 def evaluate(problem, agent):
-    """As `offline.evaluate`; with HIQL's value on a grid also `wrong_first_actions` by it."""
-    summary, shown = offline.evaluate(problem, agent)
+    """As `offline.evaluate_maze`; with HIQL's value on a grid also `wrong_first_actions` by it."""
+    summary, shown = offline.evaluate_maze(problem, agent)
     env, config, params = problem.env, problem.config, agent["params"]
     if env.discrete and "value" in params:
         n = len(env.cells)

@@ -138,3 +138,28 @@ def evaluate(problem, agent):
         results.append((ever, success, distance, total))
     names = "success", "success_last_step", "final_distance", "return"
     return dict(zip(names, np.mean(np.array(results, float), axis=0).tolist())), {}
+
+
+def evaluator(env, config, episodes=50, seed=0):
+    """evaluate(act) -> {"success"} for `hiql.train`, by episodes of a Gymnasium environment with
+    dict observations: the share in which info["success"] (or "is_success") was ever true.
+
+    desired_goal (P,) is a position. With config.goal_indices it is the goal that HIQL is given;
+    without them the goal is a whole state (d,), whose first entries are the position and whose
+    others, such as velocities, are 0. Every evaluation has the same starts and goals.
+    """
+    def evaluate(act):
+        results = []
+        for episode in range(episodes):
+            (obs, _), over, ever, t = env.reset(seed=seed + 1000 * episode), False, False, 0
+            while not over:
+                s, goal = obs["observation"][None], obs["desired_goal"][None]
+                if not config.goal_indices:
+                    goal = np.pad(goal, ((0, 0), (0, s.shape[1] - goal.shape[1])))
+                obs, _, terminated, truncated, info = env.step(act(s, goal, t)[0])
+                ever = ever or bool(info.get("success", info.get("is_success", False)))
+                over, t = terminated or truncated or ever, t + 1
+            results.append(ever)
+        return {"success": float(np.mean(results))}
+
+    return evaluate

@@ -11,7 +11,7 @@ import envs
 import hiql
 import hiro
 from lab import animation
-from support import online
+from support import offline, online
 from support.run import Run, load_run
 
 
@@ -25,7 +25,7 @@ def runs(tmp_path_factory):
         patch.setattr(online, "draw", lambda *_: None)
         patch.setattr(envs.PointMaze, "limits", lambda env, s, g: np.full(len(s), 10))
         config = hiql.resolve(tiny)
-        hiql.train(hiql.prepare(config), Run(str(folder / "hiql"), config))
+        offline.train(hiql.prepare(config), Run(str(folder / "hiql"), config))
         config = hiro.resolve({**tiny, "steps": 250, "warmup": 200, "eval_interval": 300})
         hiro.train(hiro.prepare(config), Run(str(folder / "hiro"), config, counter="step"))
     return str(folder / "hiql"), str(folder / "hiro")

@@ -236,13 +236,20 @@ def test_agents_learn_to_reach_goals(agent, changes, good, lesions, monkeypatch,
             assert score() < good - 0.3
 
 
+def test_baselines_need_an_environment():
+    for wrong in ({"env": "none"}, {"dataset": "x.npz"}):
+        with pytest.raises(ValueError, match="--dataset needs the --env that it is of"):
+            baselines.resolve(wrong)
+    assert baselines.resolve({"dataset": "x.npz", "env": "point-medium"}).env == "point-medium"
+
+
 def test_shares_of_wrong_first_actions_are_those_of_the_learned_value(monkeypatch):
     """None by the exact value; by its opposite the flat policy's are all wrong, at any distance."""
     config = baselines.resolve({"env": "grid-fourrooms", "quick": True, "agent": "hiql"})
     env = envs.make(config.env)
     problem = SimpleNamespace(config=config, env=env)
     agent = {"params": {"value": {}}, "update": 0}
-    monkeypatch.setattr(offline, "evaluate", lambda problem, agent: ({"success": 0}, {}))
+    monkeypatch.setattr(offline, "evaluate_maze", lambda problem, agent: ({"success": 0}, {}))
     for sign, flat in ((-1, 0), (1, 1)):
         monkeypatch.setattr(hiql, "value_map", lambda params, s, g, config: sign * env.distance[
             env.number(s), env.number(g)])

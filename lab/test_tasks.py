@@ -1,6 +1,6 @@
-"""Tests of lab/tasks.py: the four rooms as an online task.
+"""Tests of lab/tasks.py: the four rooms, and blocks that are pushed.
 
-    python -m pytest lab/test_tasks.py          2 seconds
+    python -m pytest lab/test_tasks.py          10 seconds
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -98,3 +98,152 @@ def test_noise_in_evaluation():
     noisy = online.evaluation_action(zero + 0.9, rng, hiro.resolve({"env": "grid-fourrooms"}))
     assert noisy.max() == 1 and 0.3 < (noisy == 1).mean() < 0.5
     assert online.evaluation_action(zero, None, hiro.resolve({})) is zero
+
+
+# ------------------------------------------------------------------------------ blocks to push
+
+
+def states(task, *agents, block=None):
+    """States of agents at (x, y) or (x, y, z), with the block at its start or at (x, y, z)."""
+    s = task.begin(np.array([agent[:2] for agent in agents], float))
+    for row, agent in zip(s, agents):
+        row[2:2 + len(agent[2:])] = agent[2:]
+    if block is not None:
+        s[:, 3:3 + len(block)] = block
+    return s
+
+
+def walk(task, s, *places, steps=400):
+    """States of one agent that goes straight to each of the places, as fast as it can."""
+    path = [s]
+    for place in places:
+        while np.abs(path[-1][0, :2] - place).max() > 1e-9 and len(path) <= steps:
+            path.append(task.move(path[-1], (np.array(place) - path[-1][:, :2]) / 0.2))
+    return np.array(path)[:, 0]
+
+
+@pytest.mark.parametrize("agent, block, action, moved, pushed", [
+    ((0, 0), (0, 4), (0.5, 1), (0.1, 0.2), (0, 4)),             # free
+    ((0, 0), (0, 4), (-3, -0.5), (-0.2, -0.1), (0, 4)),         # the action is clipped
+    ((-5.4, 0), (0, 4), (-1, 0), (-5.5, 0), (0, 4)),            # a wall
+    ((-5.5, -1.4), (0, 4), (-1, -1), (-5.5, -1.5), (0, 4)),     # a corner
+    ((0, 1.5), (0, 4), (0, 1), (0, 1.7), (0, 4.15)),            # pushed upwards
+    ((-2.5, 4), (0, 4), (1, 0), (-2.3, 4), (0.15, 4)),          # pushed to the right
+    ((-2.5, 4), (0, 4), (-1, 0), (-2.7, 4), (0, 4)),            # not pulled
+    ((-2.5, 1.5), (0, 4), (1, 1), (-2.3, 1.7), (0, 4.15)),      # along x first, where it is free
+    ((1.5, 4), (4, 4), (1, 0), (1.6, 4), (4.05, 4)),            # up to the wall behind it
+    ((1.6, 4), (4.05, 4), (1, 1), (1.6, 4.2), (4.05, 4)),       # which holds it; y is free
+    ((-2.4, 4.2), (0.04, 4.2), (1, 0), (-2.4, 4.2), (0.05, 4.2)),       # jammed in the corridor
+    ((0, 1.5), (0.05, 4), (0, 1), (0, 1.7), (0.05, 4.15)),      # there is a slack of 0.05
+    ((0, 1.5), (0.06, 4), (0, 1), (0, 1.6), (0.06, 4.05))])     # and no more
+def test_a_block_is_pushed(agent, block, action, moved, pushed):
+    task = envs.make_task("point-push")
+    s = states(task, agent, block=block)
+    before = s.copy()
+    after = task.move(s, np.array([action], float))[0]
+    np.testing.assert_allclose(after, [*moved, 2.25, *pushed, 2.25], atol=1e-8)
+    assert (s == before).all()
+
+
+def test_a_jammed_block_stays_jammed():
+    """The diagonal from the start clips its corner; nobody gets past it, and nothing pulls it."""
+    task, rng = envs.make_task("point-push"), np.random.default_rng(0)
+    s = walk(task, states(task, (0, 0)), (-2, 2))[-1]
+    assert s[4] == pytest.approx(4.45)
+    s = np.tile(s, (300, 1))
+    for t in range(500):
+        if t % 10 == 0:
+            a = rng.uniform(-1.5, 1.5, (300, 2))
+        s, before = task.move(s, a), s
+        assert (s[:, 4] > before[:, 4] - 1e-9).all() and np.abs(s[:, 3]).max() <= 0.05 + 1e-9
+    assert not task.reached(task.distance(s, task.end)).any()
+    assert task.distance(s, task.end).min() > 3.8           # a tolerance of 5 would be too wide
+
+
+def test_scripted_solutions():
+    push, fall = envs.make_task("point-push"), envs.make_task("point-fall")
+    path = walk(push, states(push, (0, 0)), (-3, 0), (-3, 4), (-1.1, 4), (-1.1, 9.5), (0, 9.5))
+    assert len(path) == 80 and path[-1].tolist() == pytest.approx([0, 9.5, 2.25, 1.35, 4, 2.25])
+    path = walk(fall, states(fall, (0, 0)), (4, 0), (4, 13.5), (0, 13.5))
+    assert len(path) == 109 and path[-1].tolist() == pytest.approx([0, 13.5, 2.25, 4, 8.05, 0.25])
+    for task, end in ((push, path[:0]), (fall, path)):
+        assert task.limit == 500 and task.name.startswith("point-")
+        s, g = task.draw(np.random.default_rng(0), 500)
+        assert 0.098 < np.abs(s).max() <= 0.1 and (g == task.end).all()
+        tests = task.tests(np.random.default_rng(0), 3)
+        assert list(tests) == ["goal"] and tests["goal"][1].tolist() == task.end.tolist() * 3
+    assert push.end.tolist() == [[0, 9.5]] and fall.end.tolist() == [[0, 13.5, 2.25]]
+
+
+@pytest.mark.parametrize("agent, block, action, moved, pushed", [
+    ((4, 5.4), (4, 7.85, 2.25), (0, 1), (4, 5.6, 2.25), (4, 8.05, 0.25)),       # a bridge
+    ((4, 5.3), (4, 7.75, 2.25), (0, 0.9), (4, 5.48, 2.25), (4, 7.93, 2.25)),    # not yet
+    ((1.5, 4), (4, 4, 2.25), (1, 0), (1.55, 4, 2.25), (4, 4, 2.25)),    # not pushed along x
+    ((0, 6.4), (4, 4, 2.25), (0, 1), (0, 6.6, 0.25), (4, 4, 2.25)),     # fallen
+    ((0, 6.2), (4, 4, 2.25), (0, 1), (0, 6.4, 2.25), (4, 4, 2.25)),     # a part is above ground
+    ((0, 9.8), (4, 4, 2.25), (0, -1), (0, 9.6, 2.25), (4, 4, 2.25)),
+    ((4, 6.4), (4, 7.95, 0.25), (0, 1), (4, 6.6, 2.25), (4, 7.95, 0.25)),       # on the bridge
+    ((1.7, 8), (4, 7.95, 0.25), (-1, 0), (1.5, 8, 0.25), (4, 7.95, 0.25)),      # off it
+    ((0, 9.4, 0.25), (4, 4, 2.25), (0, 1), (0, 9.5, 0.25), (4, 4, 2.25)),       # no way back
+    ((0, 6.6, 0.25), (4, 4, 2.25), (-1, -1), (-0.2, 6.5, 0.25), (4, 4, 2.25)),
+    ((1.5, 8, 0.25), (4, 7.95, 0.25), (1, 0), (1.55, 8, 0.25), (4, 7.95, 0.25))])   # held by it
+def test_agents_and_blocks_fall(agent, block, action, moved, pushed):
+    task = envs.make_task("point-fall")
+    after = task.move(states(task, agent, block=block), np.array([action], float))[0]
+    np.testing.assert_allclose(after, [*moved, *pushed], atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["point-push", "point-fall"])
+def test_nothing_overlaps(name):
+    """In 2,000 random episodes; who has fallen stays down; N agents move as N single ones."""
+    task, rng, n, reached = envs.make_task(name), np.random.default_rng(0), 2000, False
+    s, side = states(task, *np.zeros((n, 2))), task.maze.side
+    for t in range(300):
+        if t % 10 == 0:
+            a = rng.uniform(-1.5, 1.5, (n, 2))
+        s, before = task.move(s, a), s
+        if t % 50 == 7:
+            one = np.concatenate([task.move(before[i:i + 1], a[i:i + 1]) for i in range(5)])
+            assert (one == s[:5]).all()
+        assert (np.abs(s - before)[:, :2] <= 0.2 + 1e-9).all()
+        assert (s[:, [2, 5]] <= before[:, [2, 5]]).all()
+        together = s[:, 2] == s[:, 5]
+        assert (np.abs(s[:, :2] - s[:, 3:5])[together].max(1) >= 2.45 - 1e-8).all()
+        for centre, z, half in ((s[:, :2], s[:, 2], 0.5), (s[:, 3:5], s[:, 5], 1.95)):
+            for corner in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+                x, y = (centre + (half - 1e-6) * np.array(corner)).T
+                cell = np.floor(np.stack([y, x], 1) / side + 0.5).astype(int) + task.first
+                kind = task.maze.layout[tuple(cell.T)]
+                assert (kind != "#").all() and (kind == "c")[z < 1].all()
+        reached |= task.reached(task.distance(s, task.end)).any()
+    assert reached
+
+
+def test_what_is_seen_of_a_block():
+    """2 sign(d) sqrt(|d|) of its way; and whether it has fallen."""
+    push, fall = envs.make_task("point-push"), envs.make_task("point-fall")
+    seen = push.observe(states(push, (1, 2), block=(-0.25, 4.04)))
+    np.testing.assert_allclose(seen, [[1, 2, -1, 0.4]])
+    seen = fall.observe(states(fall, (1, 2), (1, 8, 0.25), block=(4, 8, 0.25)))
+    np.testing.assert_allclose(seen, [[1, 2, 2.25, 4, 1], [1, 8, 0.25, 4, 1]])
+    assert fall.observe(states(fall, (1, 2))).tolist() == [[1, 2, 2.25, 0, 0]]
+    for task, s in ((push, states(push, (1, 2))), (fall, states(fall, (1, 2)))):
+        (centres, half), = task.blocks(s[None])
+        assert centres.shape == (1, 1, 2) and half == 1.95
+        assert (centres == task.block).all() and task.position(s).tolist() == [
+            [1, 2] if task is push else [1, 2, 2.25]]
+
+
+def test_blocks_by_gymnasiums_calls():
+    """What is seen and rewarded; the range of goals on each axis."""
+    task = envs.make_task("point-fall")
+    obs, _ = task.reset(options={"start": [4.0, 1.5]})
+    obs, reward, terminated, truncated, info = task.step(np.array([0.0, 1.0]))
+    assert obs["achieved_goal"].tolist() == pytest.approx([4, 1.7, 2.25])
+    assert obs["desired_goal"].tolist() == [0, 13.5, 2.25]
+    assert reward == pytest.approx(-np.hypot(4, 11.8)) and not terminated and not info["success"]
+    assert task.reached(np.array([2.5, 2.6])).tolist() == [True, False]
+    assert task.reached_last(np.array([2.5, 2.6])).tolist() == [True, False]
+    problem = hiro.prepare(hiro.resolve({"env": "point-fall"}))
+    agent = hiro.init_agent(problem, problem.rngs)
+    assert agent["goal_range"].tolist() == [2, 2, 0.5] and agent["replay"]["goal"].shape[1] == 3

@@ -17,8 +17,11 @@ RANGES = {
     "at least 2": lambda x: x >= 2, "in (0, 1)": lambda x: 0 < x < 1,
     "in (0, 1]": lambda x: 0 < x <= 1, "in [0, 1)": lambda x: 0 <= x < 1,
     "in [0, 1]": lambda x: 0 <= x <= 1,
-    "positive sizes such as 128,128": lambda x: len(x) and 0 < min(x) and max(x) <= 10**6}
+    "positive sizes such as 128,128": lambda x: len(x) and 0 < min(x) and max(x) <= 10**6,
+    "different numbers from 0, such as 0,1": lambda x: len(set(x)) == len(x)
+    and min(x, default=0) >= 0}
 POSITIVE, NOT_NEGATIVE, SIZES = "positive", "at least 0", "positive sizes such as 128,128"
+INDICES = "different numbers from 0, such as 0,1"
 MOST, MOST_SEEDS = 10**9, 10_000        # of a count or seed; of seeds in one command
 
 
@@ -94,7 +97,7 @@ def filled(text):
 def sizes(text):
     """"128,128" -> (128, 128)."""
     try:
-        return tuple(int(x) for x in text.split(","))
+        return tuple(int(x) for x in text.split(",")) if text != "none" else ()
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be {SIZES}, not {text!r}") from None
 

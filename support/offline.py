@@ -16,6 +16,7 @@ namespace of
 
 import time
 import zlib
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,26 +24,41 @@ import numpy as np
 import envs
 from nets import adam_init
 from support import datasets, plots
+from support.flags import text_of
 from support.run import Run, check_checkpoint, generators, minutes, say
 
 
-def prepare(config, checkpoint=None, **parts):
+def prepare(config, checkpoint=None, data=None, evaluate=None, **parts):
     """The problem of a config: environment, data and generators; parts: its further entries.
 
-    checkpoint: a saved agent, to be checked. ValueError: data that are not of this environment, are
-    too short for subgoal_steps or lose all actions by action_free; a checkpoint that does not fit
-    the config or was trained on other data.
+    checkpoint: a saved agent, to be checked. data: a Dataset in place of the config's. evaluate:
+    act -> {name: number} in place of the maze's evaluation, see `evaluate_by`. ValueError: data
+    that are not of this environment, are too short for subgoal_steps or lose all actions by
+    action_free; a checkpoint that does not fit the config or was trained on other data.
     """
     env = envs.make(config.env)
     rngs = generators(config.seed, "data", "hide", "init", "flat", "batch")
-    data = datasets.load_dataset(config.dataset) if config.dataset else env.dataset(rngs["data"])
-    datasets.check_dataset(data, env, config.dataset or f"the data of {env.name}")
+    if data is None:
+        data = datasets.load_dataset(config.dataset) if config.dataset else env.dataset(
+            rngs["data"])
+    if config.env == "none":
+        env.describe(data, config.subgoal_steps, config.dataset or "the data set")
+        config.discrete = env.discrete
+        if max(config.goal_indices, default=0) >= data.observations.shape[1]:
+            raise ValueError(f"--goal-indices {text_of(config.goal_indices)} go beyond the "
+                             f"{data.observations.shape[1]} entries of an observation")
+        if config.temperature and not env.discrete:
+            raise ValueError("--temperature is for discrete actions")
+    else:
+        datasets.check_dataset(data, env, config.dataset or f"the data of {env.name}")
     if config.subgoal_steps >= data.lengths.max() - 1:
         raise ValueError(f"--subgoal-steps {config.subgoal_steps} must be below the "
                          f"{data.lengths.max() - 1} transitions of the longest trajectory")
     hide_actions(data, config.action_free, rngs["hide"])
+    evaluation = evaluate_maze if config.env != "none" and not evaluate else partial(
+        evaluate_by, evaluate)
     problem = SimpleNamespace(**{"config": config, "env": env, "data": data, "rngs": rngs,
-                                 "evaluate": evaluate, "draw": draw, **parts})
+                                 "evaluate": evaluation, "draw": draw, "train": train, **parts})
     if checkpoint is not None:
         fresh = init_agent(problem, generators(config.seed, "init", "flat"))
         check_checkpoint(checkpoint, fresh, rngs,
@@ -143,11 +159,11 @@ def summarise(problem, agent, last, seconds):
     """The content of summary.json: `last`, which is of `evaluate`, and what identifies the run.
 
     episodes: of all tasks together; train_seconds: `seconds`, rounded; data: their checksum."""
-    config = problem.config
+    config, tasks = problem.config, problem.env.tasks
     return {"env": config.env, "agent": next(iter(problem.actors)), "seed": config.seed,
-            "updates": int(agent["update"]), **last, "episodes":
-            config.eval_episodes * len(problem.env.tasks), "train_seconds": round(seconds, 1),
-            "data": f"{int(agent['data']):08x}"}
+            "updates": int(agent["update"]), **last,
+            **({"episodes": config.eval_episodes * len(tasks)} if tasks else {}),
+            "train_seconds": round(seconds, 1), "data": f"{int(agent['data']):08x}"}
 
 
 def evaluate_checkpoint(problem, agent):
@@ -206,7 +222,17 @@ def evaluate_actor(problem, params, actor, at):
                      goals[:n].reshape(len(env.tasks), -1, 2), by_task)
 
 
-def evaluate(problem, agent):
+def evaluate_by(evaluate, problem, agent):
+    """evaluate(act) of the agent and of the flat policy trained beside it, if there is one (its
+    keys begin with flat_) -> summary, {}; without a function {}, {}."""
+    summary = {}
+    for name, actor in problem.actors.items() if evaluate else ():
+        act = actor(agent["params"], problem.config, np.random.default_rng(0))
+        summary.update({f"flat_{key}" if summary else key: x for key, x in evaluate(act).items()})
+    return summary, {}
+
+
+def evaluate_maze(problem, agent):
     """`evaluate_actor` of the agent and of the flat policy trained beside it, if there is one
     (its keys begin with flat_) -> summary, {name: episodes}."""
     summary, shown, at = {}, {}, int(agent["update"])
@@ -219,5 +245,6 @@ def evaluate(problem, agent):
 
 def draw(problem, agent, run, shown):
     """Trajectories of all actors, and the learning curve."""
-    plots.draw_trajectories(run.path("trajectories.png"), problem.env, shown)
+    if shown:
+        plots.draw_trajectories(run.path("trajectories.png"), problem.env, shown)
     plots.draw_curve(run.path("curve.png"), run.logs, run.counter)

@@ -41,7 +41,7 @@ def prepare(config, checkpoint=None, env=None, **parts):
     sizes = (*(obs[k].size for k in ("observation", "achieved_goal", "desired_goal")),
              env.action_size)
     problem = SimpleNamespace(**{"config": config, "env": env, "evaluate": evaluate, "sizes": sizes,
-                                 "rngs": generators(config.seed, *NAMES), **parts})
+                                 "rngs": generators(config.seed, *NAMES), "train": train, **parts})
     if checkpoint is not None:
         fresh = problem.init_agent(problem, generators(0, *NAMES))
         check_agent(checkpoint, fresh, problem)
@@ -54,14 +54,14 @@ def check_agent(agent, fresh, problem):
     The goal range, and with it stored goals, are NaN until the warm-up ends, if they are measured.
     """
     config, task, c = problem.config, problem.env, problem.config.subgoal_interval
-    limit = getattr(task, "limit", None) or np.inf
+    limit, goal_range = getattr(task, "limit", None) or np.inf, agent["goal_range"]
     if "early" in agent:                                # see `first_episodes`
-        shapes = {"paths": np.zeros((limit + 1, 2)),
-                  "asked": np.zeros((-(-limit // c), 2), np.float32)}
+        shapes = {"paths": np.zeros((limit + 1, task.begin(np.zeros((1, 2))).shape[1])),
+                  "asked": np.zeros((-(-limit // c), len(goal_range)), np.float32)}
         fresh["early"] = {name: shapes for name in task.tests(np.random.default_rng(0), 1)}
     check_checkpoint(agent, fresh, NAMES, {"step": config.steps + limit - 1, "replay/length": c},
                      () if config.goal_range else ("goal_range", "replay/goal"))
-    replay, goal_range = agent["replay"], agent["goal_range"]
+    replay = agent["replay"]
     unmeasured = np.isnan(goal_range).all() and agent["step"] < config.warmup
     if not unmeasured and not ((goal_range > 0).all() and np.isfinite(goal_range).all()
                                and np.isfinite(replay["goal"]).all()):
@@ -196,15 +196,17 @@ def evaluation_action(a, rng, config):
 def rollout(task, acting, starts, goals, rng, config):
     """N episodes of a task side by side, to the time limit; acting: the problem's `policies`.
 
-    starts, goals (N,2) -> distances to the goal after each step (T,N), positions (T+1,N,2), and
-    the subgoals as places, position + goal, (T/c rounded up, N, 2), c = subgoal_interval.
+    starts (N,2), goals (N,D) -> distances to the goal after each step (T,N), the task's states
+    (T+1,N,...), and the subgoals as places, position + goal, (T/c rounded up, N, P), c =
+    subgoal_interval.
     """
-    s, distance, paths, asked = starts, [], [starts], []
+    s = task.begin(starts)
+    distance, paths, asked = [], [s], []
     for t in range(task.limit):
         now = task.observe(s).astype(np.float32)
         if t % config.subgoal_interval == 0:
             g = acting.high(now, goals.astype(np.float32))
-            asked.append(now[:, :2] + g)
+            asked.append(now[:, :g.shape[1]] + g)
         s = task.move(s, evaluation_action(acting.low(now, g).astype(float), rng, config))
         g = acting.transition(now, g, s.astype(np.float32))
         paths.append(s)
@@ -227,7 +229,7 @@ def evaluate(problem, agent):
     starts, goals = (np.concatenate(x) for x in zip(*tests.values()))
     acting = problem.policies(agent, config)
     distance, paths, asked = rollout(task, acting, starts, goals, rng, config)
-    errors = subgoal_errors(paths, asked, config.subgoal_interval)
+    errors = subgoal_errors(task.position(paths), asked, config.subgoal_interval)
     success = task.reached(distance).any(0)
     for i, name in enumerate(tests):
         mine = slice(i * n, (i + 1) * n)

@@ -187,11 +187,18 @@ def draw_correction(path, logs):
     save_figure(figure, path)
 
 
+def draw_block(ax, centres, half):
+    """A square block of that half-width, at its first and last place, and its way (T+1, 2)."""
+    for centre, style in ((centres[0], dict(ls=":", fill=False)), (centres[-1], dict(alpha=0.5))):
+        ax.add_patch(plt.Rectangle(centre - half, 2 * half, 2 * half, color="C2", **style))
+    ax.plot(*centres.T, "C2", lw=1)
+
+
 def draw_episodes(path, task, rows, goals, subgoal_interval=None):
     """One episode of each test of an online task, and its subgoals: a row of panels for each title.
 
-    task: an `envs.GoalEnv`; rows: {title: {test: {"paths": (T+1, 2), "asked": (subgoals, 2)}}},
-    the end of training last; goals: {test: (N, 2)} of that last row; subgoal_interval: steps
+    task: an `envs.GoalEnv`; rows: {title: {test: {"paths": states (T+1, ...), "asked": (subgoals,
+    P)}}}, the end of training last; goals: {test: (N, P)} of that last row; subgoal_interval: steps
     between subgoals, without a hierarchy None.
     """
     env = task.maze
@@ -201,12 +208,15 @@ def draw_episodes(path, task, rows, goals, subgoal_interval=None):
     for row, (title, tests) in zip(axes, rows.items()):
         for ax, name in zip(row, goals):
             draw_maze(ax, env)
-            episode = tests[name]["paths"]
+            states = tests[name]["paths"]
+            episode, asked = states[:, :2], tests[name]["asked"][:, :2]
+            for centres, half in task.blocks(states):
+                draw_block(ax, centres, half)
             ax.plot(*plot_xy(env, episode), "C0", lw=1)
             if subgoal_interval:
-                draw_arrows(ax, env, episode[::subgoal_interval], tests[name]["asked"], lw=0.8)
+                draw_arrows(ax, env, episode[::subgoal_interval], asked, lw=0.8)
             if title == list(rows)[-1] or name != "random":     # earlier random goals are not kept
-                ax.plot(*plot_xy(env, goals[name][0]), "r*", ms=9)
+                ax.plot(*plot_xy(env, goals[name][0, :2]), "r*", ms=9)
             ax.set_title(f"goal {name.replace('_', ', ')}", fontsize=9)
         row[0].set_ylabel(title)
     save_figure(figure, path)

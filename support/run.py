@@ -2,8 +2,9 @@
 
 A program (hiql.py, hiro.py, lab/baselines.py, lab/td3.py) is a module with a dataclass `Config` and
     resolve(given) -> config               a whole config from the flags given (a dict)
-    prepare(config, checkpoint) -> problem a namespace, with config; ValueError for bad input
-    train(problem, run)                    trains by `Run.drive` and ends with `Run.finish`
+    prepare(config, checkpoint) -> problem a namespace with config and train(problem, run), which
+                                           trains by `Run.drive` and ends with `Run.finish`;
+                                           ValueError for bad input
     evaluate_checkpoint(problem, agent) -> summary
     COUNTER                                what a run counts: "update" or "step"
 and calls `main(sys.modules[__name__])`. Its command line then takes
@@ -83,7 +84,7 @@ def main(program):
     except (MemoryError, OverflowError) as e:
         exit_with_error(f"{TOO_LARGE} ({e})", p.prog)
     try:
-        program.train(problem, run)
+        problem.train(problem, run)
         return
     except (FloatingPointError, OSError) as e:
         why, code = f"stopped: {e}", 1
@@ -209,7 +210,8 @@ def _run_seeds(program, command, given, seeds, folder, jobs):
 
     def done(name, summary):
         rows.append(summary)
-        say(f"seed {name}: success {summary['success']:.3f}")
+        say(f"seed {name}: success {summary['success']:.3f}" if "success" in summary else
+            f"seed {name}: done")
         write_rows(os.path.join(folder, "seeds.csv"), sorted(rows, key=lambda row: row["seed"]))
 
     try:
@@ -218,7 +220,7 @@ def _run_seeds(program, command, given, seeds, folder, jobs):
         say(f"interrupted; go on with each seed N: python {' '.join(command)} --resume "
             f"{shlex.quote(os.path.join(folder, 'seedN'))}")
         raise
-    if rows:
+    if rows and "success" in rows[0]:
         scores = [row["success"] for row in rows]
         say(f"mean success {np.mean(scores):.3f}, worst {min(scores):.3f} of {len(rows)} seeds; "
             f"{os.path.join(folder, 'seeds.csv')}")
@@ -400,7 +402,7 @@ class Run:
                     self.save(agent, generators)
                 if row and (step < total or whole):
                     losses = " ".join(f"{k} {x:.3g}" for k, x in row.items() if k.endswith("loss"))
-                    success = f"{last['success']:.2f}" if last else "-"
+                    success = f"{last['success']:.2f}" if last and "success" in last else "-"
                     self.progress(min(step, total), total, f"{losses}  success {success}")
         return last
 

@@ -53,7 +53,8 @@ def make_program(**changes):
         return config
 
     def prepare(config, checkpoint=None):
-        return SimpleNamespace(config=config, rngs=generators(config.seed, "walk"))
+        return SimpleNamespace(config=config, rngs=generators(config.seed, "walk"),
+                               train=lambda *words: program.train(*words))
 
     def learn(agent, config, rng):
         while agent["step"] < config.steps:

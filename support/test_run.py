@@ -320,6 +320,61 @@ def test_resume_equals_never_having_stopped(tmp_path, monkeypatch, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
+def data_file(path, **changes):
+    """A file of 12 random trajectories of 25 rows: states of four numbers, two of an action."""
+    rng = np.random.default_rng(0)
+    arrays = {"observations": np.cumsum(rng.normal(size=(300, 4)), 0).astype(np.float32),
+              "actions": rng.uniform(-1, 1, (300, 2)).astype(np.float32),
+              "terminals": np.arange(1, 301) % 25 == 0}
+    np.savez(path, **{**arrays, **{name: change(arrays[name]) for name, change in changes.items()}})
+    return path
+
+
+def test_data_of_no_environment(tmp_path, monkeypatch, capsys):
+    """`hiql.py --dataset FILE`: trained without success, stopped and resumed to the same bits,
+    loaded; a file that has changed is refused."""
+    file = data_file(tmp_path / "data.npz")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    words = ("--dataset", file, "--quick", "--steps", 20, "--eval-interval", 8, "--goal-indices",
+             "2,0")
+    assert run(hiql, *words, "--out", whole) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("none, seed 0: hiql and, to compare, a flat policy") and (
+        "success -" in out and "success:" not in out)
+    assert set(os.listdir(whole)) == {"config.json", "train.csv", "checkpoint.npz", "summary.json",
+                                      "curve.png"}
+    plain = interrupt_at(monkeypatch, hiql, 13)
+    assert run(hiql, *words, "--out", parts) == 130
+    monkeypatch.setattr(hiql, "learn", plain)
+    assert run(hiql, "--resume", parts) == 0
+    trees = [flatten(load_tree(f / "checkpoint.npz")) for f in (whole, parts)]
+    assert all((x == trees[1][path]).all() for path, x in trees[0].items() if path != "seconds")
+    act, states = hiql.load(whole), np.zeros((3, 4), np.float32)
+    assert act(states, states[:, :2] + 1, 0).shape == (3, 2)
+    assert run(hiql, "--eval", whole) == 0
+    data_file(file, actions=lambda a: a / 2)
+    capsys.readouterr()
+    assert run(hiql, "--eval", whole) == 2
+    assert "the data of none are not those of the run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"observations": lambda x: x[:, 0]}, "observations (N,d), actions (N,...)"),
+    ({"observations": lambda x: x[:-1]}, "do not fit together"),
+    ({"actions": lambda a: a[:-1]}, "do not fit together"),
+    ({"actions": lambda a: 3 * a}, "actions must be (N, a) numbers in [-1, 1] or (N,) integers"),
+    ({"actions": lambda a: a[:, 0]}, "here they are float32 of shape (300,)"),
+    ({"actions": lambda a: a[:, :, None]}, "here they are float32 of shape (300, 2, 1)"),
+    ({"actions": lambda a: a[:, 0].round().astype(int) - 1}, "from -2 to 0"),
+    ({"terminals": lambda x: 0 * x}, "the last row must end a trajectory")])
+def test_wrong_data_of_no_environment_are_refused_in_one_line(changes, message, tmp_path, capsys):
+    file = data_file(tmp_path / "data.npz", **changes)
+    assert run(hiql, "--dataset", file, "--quick", "--out", tmp_path / "out") == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.err.count("\n") == 1 and not said.out
+    assert str(file) in said.err and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("env, window", [("point-umaze", 45), pytest.param(
     "grid-fourrooms", 150, marks=pytest.mark.slow)])
 def test_hiro_resumes_as_if_never_stopped(env, window, tmp_path, monkeypatch):

@@ -1,0 +1,142 @@
+"""HIQL on data that are not of envs.py: collected and evaluated by Gymnasium's reset and step.
+
+    python -m lab.own_data                  a point mass with inertia: states x, y and velocity,
+                                            the action a force; four minutes on one core
+    python -m lab.own_data --world PointMaze_UMaze-v3
+                                            the same by gymnasium-robotics, to be installed with
+                                            pip install gymnasium-robotics
+
+A simple controller that goes from one random cell to another collects the data. The goal is a
+position (`--goal-indices 0,1`, the default here) or a whole state, the position at rest
+(`--goal-indices none`).
+"""
+
+import hiql                             # first: it sets one BLAS thread before numpy loads
+
+import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+
+import envs
+import lab.gym
+from support import offline
+from support.flags import NOT_NEGATIVE, POSITIVE, option
+from support.run import main
+
+COUNTER = "update"
+
+
+class PointMass:
+    """A disc with inertia in a maze of envs.py, by Gymnasium's reset and step.
+
+    State (4,): x, y and the last step's displacement. A force a, clipped to [-1, 1]^2, changes the
+    displacement v to 0.8 v + 0.16 a, of which walls may stop a part as in `envs.PointMaze`: what
+    remains is the new v. Start at rest and goal in random cells; reached within 1.0, which ends
+    the episode; 300 steps.
+    """
+
+    def __init__(self, layout="medium"):
+        self.maze, self.limit = envs.PointMaze("point-mass", layout), 300
+        self.action_space = SimpleNamespace(low=-np.ones(2), high=np.ones(2), shape=(2,))
+        self.rng, self.unwrapped = np.random.default_rng(), self
+
+    def reset(self, seed=None, options=None):
+        if seed is not None:
+            self.rng = np.random.default_rng(seed)
+        start, self.goal = (self.maze.place(x, self.rng)[0]
+                            for x in self.maze.random_pairs(self.rng, 1, self.maze.pair_distance))
+        self.state, self.time = np.concatenate([start, np.zeros(2)]), 0
+        return self._observation(), {}
+
+    def step(self, action):
+        at, v = self.state[:2], 0.8 * self.state[2:] + 0.16 * np.clip(action, -1, 1)
+        to = self.maze.move(at[None], v[None] / self.maze.speed)[0]
+        self.state, self.time = np.concatenate([to, to - at]), self.time + 1
+        success = bool(self.maze.success(to[None], self.goal[None])[0])
+        return (self._observation(), float(success), success, self.time >= self.limit,
+                {"success": success})
+
+    def _observation(self):
+        return {"observation": self.state.copy(), "achieved_goal": self.state[:2].copy(),
+                "desired_goal": self.goal.copy()}
+
+
+def make(world):
+    """(environment, its maze as an `envs.PointMaze`, cell -> (x, y), (x, y) -> cell, the
+    controller's gains of position and velocity) of a world's name."""
+    if world == "point-mass":
+        env = PointMass()
+        return env, env.maze, env.maze.centre, env.maze.cell, (0.5, 2.0)
+    try:
+        import gymnasium
+        import gymnasium_robotics
+    except ImportError as e:
+        raise ValueError(f"--world {world} needs `pip install gymnasium-robotics` ({e})") from None
+    gymnasium.register_envs(gymnasium_robotics)
+    try:
+        env = gymnasium.make(world, continuing_task=False)
+    except gymnasium.error.Error as e:
+        raise ValueError(f"--world {world}: {e}") from None
+    there = env.unwrapped.maze
+    rows = ["".join("#" if x == 1 else "." for x in row) for row in there.maze_map]
+    return (env, envs.PointMaze(world, " ".join(rows)), there.cell_rowcol_to_xy,
+            there.cell_xy_to_rowcol, (10.0, 1.0))
+
+
+def collect(world, episodes, rows, noise, seed):
+    """A Dataset of episodes x rows: in each an agent goes from one random cell to the next.
+
+    Its force is clip(p (next cell's centre - position) - d velocity + N(0, noise^2), -1, 1).
+    """
+    env, maze, centre, cell, (p, d) = make(world)
+    rng, observations, actions = np.random.default_rng(seed), [], []
+    for _ in range(episodes):
+        s = env.reset(seed=int(rng.integers(2**31)))[0]["observation"]
+        goal = rng.integers(len(maze.cells))
+        for _ in range(rows):
+            at = maze.index[tuple(cell(s[:2]))]
+            while at == goal:
+                goal = rng.integers(len(maze.cells))
+            aim = centre(maze.cells[maze.next_cell[at, goal]])
+            a = np.clip(p * (aim - s[:2]) - d * s[2:] + noise * rng.normal(size=2), -1, 1)
+            observations.append(s)
+            actions.append(a)
+            s = env.step(a.astype(np.float32))[0]["observation"]
+    terminals = np.zeros((episodes, rows), bool)
+    terminals[:, -1] = True
+    return envs.Dataset(np.array(observations, np.float32), np.array(actions, np.float32),
+                        terminals.ravel())
+
+
+@dataclass
+class Config(hiql.Config):
+    """hiql's config, of data without an environment of envs.py, and what collects them."""
+
+    env: str = option("none", "always none: the environment is the --world", ("none",))
+    goal_indices: tuple = option((0, 1), "entries of a state that make a goal: the position; none: "
+                                 "the whole state", hiql.INDICES)
+    world: str = option("point-mass", "point-mass, or the name of a PointMaze of "
+                        "gymnasium-robotics")
+    episodes: int = option(1000, "trajectories collected", POSITIVE)
+    rows: int = option(201, "states of each", POSITIVE)
+    noise: float = option(0.5, "std of the controller's noise", NOT_NEGATIVE)
+
+
+def resolve(given):
+    """A whole Config, as `hiql.resolve`."""
+    return hiql.resolve({"env": "none", **given}, Config)
+
+
+def prepare(config, checkpoint=None):
+    """The problem of a config: data of the world, and episodes there as the evaluation."""
+    data = collect(config.world, config.episodes, config.rows, config.noise, config.seed)
+    evaluate = lab.gym.evaluator(make(config.world)[0], config, seed=config.seed + 1)
+    return hiql.prepare(config, checkpoint, data=data, evaluate=evaluate)
+
+
+evaluate_checkpoint = offline.evaluate_checkpoint
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])

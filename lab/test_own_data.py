@@ -1,0 +1,119 @@
+"""Tests of lab/own_data.py and of `lab.gym.evaluator`.
+
+    python -m pytest lab/test_own_data.py           five seconds
+"""
+
+import nets                             # first: it sets one BLAS thread before numpy loads
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import hiql
+import lab.gym
+from lab import own_data
+from support.run import Run
+
+
+def test_a_point_mass_by_hand():
+    """v' = 0.8 v + 0.16 a, as far as walls let it; the new v is what was moved."""
+    env = own_data.PointMass()
+    obs, _ = env.reset(seed=0)
+    again, _ = own_data.PointMass().reset(seed=0)
+    assert all((obs[k] == again[k]).all() for k in obs) and not obs["observation"][2:].any()
+    assert (obs["achieved_goal"] == obs["observation"][:2]).all()
+    env.state, env.goal = np.array([0.0, 0.0, 0.0, 0.0]), np.array([4.0, 0.0])
+    for action, state in (([0.5, 0], [0.08, 0, 0.08, 0]), ([-9, 0], [-0.016, 0, -0.096, 0]),
+                          ([0.6, 1], [0.0032, 0.16, 0.0192, 0.16])):
+        obs, reward, terminated, truncated, info = env.step(np.array(action))
+        np.testing.assert_allclose(obs["observation"], state, atol=1e-12)
+        assert (reward, terminated, truncated, info) == (0, False, False, {"success": False})
+    env.state = np.array([-1.2, 0, -0.5, 0.5])              # the disc touches the wall at -1.3
+    np.testing.assert_allclose(env.step([0, 0])[0]["observation"], [-1.3, 0.4, -0.1, 0.4])
+    env.state = np.array([2.5, 0, 0.625, 0])
+    assert env.step([0, 0])[1:] == (1, True, False, {"success": True})          # exactly 1 away
+    env.state, env.time = np.zeros(4), 298
+    assert [env.step([0, 0])[3] for _ in range(2)] == [False, True]
+
+
+def test_data_go_from_cell_to_cell():
+    data = own_data.collect("point-mass", episodes=6, rows=150, noise=0.0, seed=1)
+    env = own_data.PointMass()
+    assert data.observations.shape == (900, 4) and data.lengths.tolist() == [150] * 6
+    assert (data.observations[::150, 2:] == 0).all()        # each begins at rest
+    i = data.valid
+    np.testing.assert_allclose(data.observations[i + 1, :2] - data.observations[i, :2],
+                               data.observations[i + 1, 2:], atol=1e-5)
+    for j in i[::50]:
+        env.state, env.goal, env.time = data.observations[j].astype(float), np.zeros(2), 0
+        np.testing.assert_allclose(env.step(data.actions[j])[0]["observation"],
+                                   data.observations[j + 1], atol=1e-5)
+    assert len(set(env.maze.number(data.observations[:, :2]))) > 15
+    noisy = own_data.collect("point-mass", episodes=2, rows=50, noise=0.5, seed=1)
+    assert np.abs(noisy.actions - data.actions[:100]).mean() > 0.1 and np.abs(
+        noisy.actions).max() <= 1
+    with pytest.raises(ValueError, match="--world PointMaze_X needs `pip install gymnasium-rob"):
+        own_data.collect("PointMaze_X", 1, 2, 0.0, 0)
+
+
+class Script:
+    """Episodes of four steps; success is true at the second step of every other episode."""
+
+    def __init__(self, key):
+        self.key, self.seeds = key, []
+
+    def reset(self, seed):
+        self.seeds.append(seed)
+        self.time = 0
+        return self._observation(), {}
+
+    def step(self, action):
+        assert action == self.time
+        self.time += 1
+        success = len(self.seeds) % 2 == 0 and self.time == 2
+        return self._observation(), 0.0, False, self.time == 4, {self.key: success}
+
+    def _observation(self):
+        return {"observation": np.arange(4.0), "achieved_goal": np.zeros(2),
+                "desired_goal": np.array([5.0, 6.0])}
+
+
+@pytest.mark.parametrize("indices, goal", [((0, 1), [5, 6]), ((), [5, 6, 0, 0])])
+@pytest.mark.parametrize("key", ["success", "is_success"])
+def test_evaluation_by_gymnasiums_calls(indices, goal, key):
+    """The goal is the position, or the position at rest; success at any step, which ends it."""
+    env, steps = Script(key), []
+
+    def act(s, g, t):
+        assert s.tolist() == [[0, 1, 2, 3]] and g.tolist() == [goal]
+        steps.append(t)
+        return np.array([t])
+
+    evaluate = lab.gym.evaluator(env, SimpleNamespace(goal_indices=indices), episodes=4, seed=7)
+    assert evaluate(act) == {"success": 0.5} and steps == [*range(4), 0, 1] * 2
+    assert evaluate(act) == {"success": 0.5} and env.seeds[:4] == env.seeds[4:]
+    assert len(set(env.seeds)) == 4
+
+
+def test_a_run_learns_from_its_world(tmp_path, monkeypatch):
+    """The config's numbers reach the data; starts and goals of evaluation are the seed's."""
+    collected, evaluated = [], []
+    collect, evaluator = own_data.collect, lab.gym.evaluator
+
+    def noted(env, config, seed):
+        evaluated.append((type(env), config.goal_indices, seed))
+        return evaluator(env, config, 1, seed)
+
+    monkeypatch.setattr(own_data, "collect", lambda *words: collected.append(words) or collect(
+        *words))
+    monkeypatch.setattr(lab.gym, "evaluator", noted)
+    config = own_data.resolve({"seed": 3, "quick": True, "steps": 4, "eval_interval": 4,
+                               "episodes": 5, "rows": 30, "noise": 0.25})
+    problem = own_data.prepare(config)
+    assert collected == [("point-mass", 5, 30, 0.25, 3)]
+    assert evaluated == [(own_data.PointMass, (0, 1), 4)]
+    result = problem.train(problem, Run(str(tmp_path), config))
+    assert result.summary["success"] in (0, 1) and config.env == "none"
+    assert own_data.resolve({"goal_indices": ()}).goal_indices == ()
+    assert hiql.resolve({"env": "none"}).goal_indices == ()
