@@ -25,8 +25,9 @@ advantages and weights. A layer or net returns (output, back), and back(d output
 
 Symbols inside the losses: s, s1 state and next state, g goal, w state k steps ahead (subgoal),
 a action, r reward in {-1, 0}, m mask, z representation, v value, t value by the target network,
-adv advantage A. Shapes: batch B, states and goals S (as encoded), representation R (S without
-phi), actions (B, 2) or on grids (B,) integers, two value heads: v (2, B).
+adv advantage A. Shapes: batch B, states S (as encoded), goals G (S, or with goal_indices fewer),
+representation R (S without phi), actions (B, a), in mazes a = 2, or (B,) integers, two value heads:
+v (2, B).
 The paper's text was not at hand: what it says is known from code and papers about it, equation
 numbers are as remembered, and only Eq. (4) is confirmed.
 
@@ -75,10 +76,10 @@ the latter two. D13 stands in lab/baselines.py, D15 to D17 in lab/ogbench.py.
      0.98 and k 8, tuned for a robot four times as fast as OGBench's. `--preset paper` takes the
      published rates, inverse temperatures and initialisation, not sizes, discount and k.
  D14 First layers start with weights 8 / (side of a cell) times Glorot's, and with biases that put
-     the bend of each unit at randomly drawn states of the data (`init_net`; what stands for the
-     side without a maze: `envs.DataAlone`). From Glorot's weights
-     and biases 0 (both codes; `--first-layer-init glorot`) a few thousand updates leave the value
-     smooth across walls. Last layers of policies start at 0.1 times Glorot's (both codes).
+     the bend of each unit at randomly drawn states of the data (`init_net`; `envs.DataAlone` has
+     what stands for a cell's side without a maze). From Glorot's weights and biases 0 (both codes;
+     `--first-layer-init glorot`) a few thousand updates leave the value smooth across walls. Last
+     layers of policies start at 0.1 times Glorot's (both codes).
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -214,8 +215,9 @@ def resolve(given, config_class=Config, changes=None):
         raise ValueError(f"--temperature is for the discrete actions of grids, not for {env}")
     if config.encoding != "position" and (config.discrete or config.rep_type == "none"):
         raise ValueError(f"--encoding {config.encoding} is for point mazes and subgoals by phi")
-    if config.goal_indices and (config.encoding != "position" or config.rep_type == "none"):
-        raise ValueError("--goal-indices is for --encoding position and subgoals by phi")
+    if config.goal_indices and (env != "none" or config.rep_type == "none"):
+        raise ValueError("--goal-indices is for --env none, since mazes have positions alone, and "
+                         "for subgoals by phi")
     config.encode                                       # refuses an encoding that does not exist
     return config
 

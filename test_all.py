@@ -1964,7 +1964,8 @@ def test_config_of_data_alone():
     for wrong, words in (({"encoding": "rbf"}, "--encoding rbf is for point mazes"),
                          ({"goal_indices": (0, 0)}, "different numbers"),
                          ({"goal_indices": (-1,)}, "different numbers"),
-                         ({"goal_indices": (0,), "rep_type": "none"}, "subgoals by phi")):
+                         ({"goal_indices": (0,), "rep_type": "none"}, "subgoals by phi"),
+                         ({"goal_indices": (0,), "env": "point-medium"}, "is for --env none")):
         with pytest.raises(ValueError, match=words):
             hiql.resolve({"env": "none", **wrong})
     with pytest.raises(ValueError, match="--env none needs a --dataset"):

@@ -1,4 +1,4 @@
-"""A run of offline, goal-conditioned learning in a maze: data, training, evaluation, summary.
+"""A run of offline, goal-conditioned learning: data, training, evaluation, summary.
 
 This file knows mazes and data sets but no algorithm. What is learned comes with the problem, a
 namespace of
@@ -6,11 +6,11 @@ namespace of
     sample                    (data, rng, config) -> batch {name: array (B, ...)}
     losses                    {name: loss(params, batch, config)}; where there is a value, "value"
                               is the first name
-    actors                    {name: actor(params, config, rng) -> act(s (N,2), g (N,2), t)}; the
+    actors                    {name: actor(params, config, rng) -> act(s (N,d), g (N,G), t)}; the
                               first is the agent, others are evaluated beside it
     init_params               (config, env, data, rngs) -> tree of arrays
     learn                     (problem, agent, rng) -> generator, see `support.run.Run.drive`
-    evaluate, draw            those below, or an algorithm's own
+    evaluate, draw, train     those below, or an algorithm's own
     title                     what is trained, in words
 """
 
