@@ -121,7 +121,7 @@ class BlockTask(envs.GoalEnv):
         return rng.uniform(-0.1, 0.1, (n, 2)), self.end.repeat(n, 0)
 
     def tests(self, rng, n):
-        return {"goal": self.draw(rng, n)}
+        return {"_".join(f"{x:g}" for x in self.end[0]): self.draw(rng, n)}
 
     def blocks(self, s):
         return [(s[..., 3:5], self.block_half)]

@@ -171,7 +171,8 @@ def test_scripted_solutions():
         s, g = task.draw(np.random.default_rng(0), 500)
         assert 0.098 < np.abs(s).max() <= 0.1 and (g == task.end).all()
         tests = task.tests(np.random.default_rng(0), 3)
-        assert list(tests) == ["goal"] and tests["goal"][1].tolist() == task.end.tolist() * 3
+        assert list(tests) == ["0_9.5" if task is push else "0_13.5_2.25"]
+        assert [g.tolist() for _, g in tests.values()] == [task.end.tolist() * 3]
     assert push.end.tolist() == [[0, 9.5]] and fall.end.tolist() == [[0, 13.5, 2.25]]
 
 
