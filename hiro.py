@@ -78,6 +78,10 @@ differ, and why. E17 and E19 stand in lab/tasks.py, E18 in lab/td3.py.
  E16 `--relabel-low-goals` as the authors' relabel_contexts: each low-level goal is the move to
      another state of the batch plus noise, clipped here to the goal range. `--pretrain`: uniform
      goals (paper: Gaussian).
+ E20 `--tanh-penalty` adds the mean square of a policy's outputs before tanh to its loss, as HER
+     does (Andrychowicz et al. 2017). Without it a saturated tanh lets no gradient through, and the
+     high-level policy of Push may keep a goal that its critic knows to be bad. 0.05 in Push and
+     Fall, 0 elsewhere (published).
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -140,6 +144,8 @@ class Config:
     target_clip: float = option(0.5, "bound of that noise (published: 0.5)", NOT_NEGATIVE)
     reward_scale: float = option(0.02, "factor on the task's reward (published: 0.1) [E11]",
                                  POSITIVE)
+    tanh_penalty: float = option(0.0, "weight of the squares of what policies put into their tanh, "
+                                 "in their loss (published: 0) [E20]", NOT_NEGATIVE)
     critic_loss: str = option("huber", "loss of the critics' errors [E5]", ("huber", "squared"))
     warmup: int = option(2500, "first steps, by random actions without learning (published: 2500)")
     high_updates: int = option(5, "high-level updates for each of its goals (published: 1) [E12]",
@@ -304,15 +310,18 @@ def critic_loss(params, batch, y, kind):
     return loss.mean(-1).sum(), {"critic": grads}, {"q": q, "error": q - y}
 
 
-def actor_loss(params, x):
-    """Deterministic policy gradient: L = -mean Q_1(x, mu(x)), through the critic's input.
+def actor_loss(params, x, penalty=0.0):
+    """Deterministic policy gradient: L = -mean Q_1(x, mu(x)) + penalty mean y^2, mu = tanh(y).
 
-    Constants: the critic's parameters; only the policy learns from this. x (B,I).
+    penalty: [E20]. The gradient comes through the critic's input. Constants: the critic's
+    parameters; only the policy learns from this. x (B,I).
     """
-    a, back_a = policy(params["actor"], x)
+    y, back_y = mlp(params["actor"], x, relu)
+    a, back_a = tanh({}, y)
     q, back_q = critic(tree_map(lambda w: w[0], params["critic"]), x, a)
     da, _ = back_q(np.full(len(x), -1 / len(x), x.dtype))
-    return -q.mean(), {"actor": back_a(da)[1]}, {"a": a}
+    dy = back_a(da)[0] + 2 * penalty / y.size * y
+    return -q.mean() + penalty * (y * y).mean(), {"actor": back_y(dy)[1]}, {"a": a}
 
 
 def td3_update(level, batch, rng, gamma, rate, config):
@@ -328,7 +337,7 @@ def td3_update(level, batch, rng, gamma, rate, config):
     adam(params["critic"], grads["critic"], level["critic_adam"], rate * config.critic_lr)
     level["count"] += 1
     if level["count"] % config.policy_freq == 0:                                # delayed [E6]
-        _, grads, _ = actor_loss(params, batch["observations"])
+        _, grads, _ = actor_loss(params, batch["observations"], config.tanh_penalty)
         adam(params["actor"], grads["actor"], level["actor_adam"], rate * config.actor_lr)
         ema(target, params, config.tau)
     return loss

@@ -2058,9 +2058,10 @@ def test_settings_of_hiro(monkeypatch):
         hidden_dims=(64, 64), batch_size=100, actor_lr=3e-4, critic_lr=1e-3, lr_decay=True,
         low_discount=0.95, high_discount=0.99, tau=0.005, policy_freq=2, low_noise=0.1,
         high_noise=2, noise_correlation=0.75, eval_noise=0, target_noise=0.2, target_clip=0.5,
-        reward_scale=0.02, critic_loss="huber", warmup=2500, high_updates=5, capacity=200000,
-        correction="off_policy", candidates=10, goal_at_window_end="h", relabel_low_goals=False,
-        pretrain=0, see_position=True, eval_episodes=50, eval_interval=2500)
+        tanh_penalty=0, reward_scale=0.02, critic_loss="huber", warmup=2500, high_updates=5,
+        capacity=200000, correction="off_policy", candidates=10, goal_at_window_end="h",
+        relabel_low_goals=False, pretrain=0, see_position=True, eval_episodes=50,
+        eval_interval=2500)
     quick = dict(steps=2000, warmup=500, eval_interval=1000, eval_episodes=4)
     monkeypatch.setitem(envs.TASKS_ONLINE, "mine", lambda: SimpleNamespace(
         settings=dict(steps=7000, low_noise=0.5)))
@@ -2078,7 +2079,7 @@ def test_settings_of_hiro(monkeypatch):
                  if (found := re.search(r"published: ([\d.e-]+)", field.metadata["help"]))}
     assert {name for name, x in published.items() if x != default[name]} == {
         "steps", "goal_range", "hidden_dims", "actor_lr", "low_discount", "low_noise", "high_noise",
-        "reward_scale", "high_updates"} and len(published) == 21
+        "reward_scale", "high_updates"} and len(published) == 22
 
 
 @pytest.mark.parametrize("edge, beyond, message", [
@@ -2494,6 +2495,22 @@ def test_loss_of_the_policy_by_hand():
     loss, grads, _ = hiro.actor_loss(networks, np.zeros((3, 2)))
     assert loss == pytest.approx(-(1 + 4 * 0.5))
     assert grads["actor"]["dense1"]["b"] == pytest.approx(-4 * 0.75)    # tanh' is 1 - 0.5^2
+    y = networks["actor"]["dense1"]["b"][0]                             # penalised: + 0.3 y^2
+    loss, grads, _ = hiro.actor_loss(networks, np.zeros((3, 2)), 0.3)
+    assert loss == pytest.approx(-(1 + 4 * 0.5) + 0.3 * y**2)
+    assert grads["actor"]["dense1"]["b"] == pytest.approx(-4 * 0.75 + 0.6 * y)
+
+
+def test_the_penalty_of_a_saturated_tanh_reaches_the_policy(monkeypatch):
+    """[E20]: the config's, at every update of a policy; Push and Fall have 0.05."""
+    seen, plain = [], hiro.actor_loss
+    monkeypatch.setattr(hiro, "actor_loss", lambda *x: seen.append(x[2:]) or plain(*x))
+    config = hiro.resolve({"hidden_dims": (3,), "tanh_penalty": 0.25, "policy_freq": 1})
+    level = hiro.td3_init(np.random.default_rng(0), 2, 1, config)
+    hiro.td3_update(level, one_step(), np.random.default_rng(0), 0.9, 1.0, config)
+    assert seen == [(0.25,)]
+    assert [hiro.resolve({"env": name}).tanh_penalty for name in (
+        "point-push", "point-fall", "point-umaze")] == [0.05, 0.05, 0]
 
 
 def test_policy_and_targets_are_delayed():
@@ -3236,7 +3253,7 @@ def test_the_loop_fits_on_a_page(program):
 @pytest.mark.parametrize("program, letter, elsewhere", [
     (hiql, "D", {"D13": "lab/baselines.py", "D15": "lab/ogbench.py", "D16": "lab/ogbench.py",
                  "D17": "lab/ogbench.py"}),
-    (hiro, "E", {"E17": "lab/tasks.py", "E18": "lab/td3.py"})])
+    (hiro, "E", {"E17": "lab/tasks.py", "E18": "lab/td3.py", "E19": "lab/tasks.py"})])
 def test_every_deviation_is_documented_and_tagged(program, letter, elsewhere):
     """Each one stands at the top of the file it belongs to and at the code that it is about."""
     with open(program.__file__) as file, open(envs.__file__) as mazes:
@@ -3306,6 +3323,7 @@ def certificate():
         "loss: critics, squared": (lambda tree: hiro.critic_loss(tree, batch, y, "squared"),
                                    networks),
         "loss: policy, through the critic": (lambda tree: hiro.actor_loss(tree, x), networks),
+        "loss: policy, penalised": (lambda tree: hiro.actor_loss(tree, x, 0.3), networks),
         "critics, and their input a": (critics, {"p": networks["critic"], "a": a}),
         "value heads, and their input z": (values, {"p": params["value"], "z": z})}
     layers = {f"layer: {name}": errors for name, errors in nets.layer_errors().items()}

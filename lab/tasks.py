@@ -106,6 +106,7 @@ class BlockTask(envs.GoalEnv):
         of their 5 as is the scale: in front of a jammed block the agent is 3.9 away.
     """
 
+    settings = dict(tanh_penalty=0.05)                                                  # [E20]
     goal_terminates, goals_in_walls = False, True
     agent_half, block_half, high, low = 0.5, 1.95, 2.25, 0.25           # half-widths; z
 

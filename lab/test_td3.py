@@ -198,7 +198,7 @@ OTHER = dict(                           # than the settings on the line
     policy_freq=1, low_noise=0.1, high_noise=0.5, noise_correlation=0.5, target_noise=0.5,
     target_clip=0.1, reward_scale=0.5, critic_loss="squared", warmup=12, high_updates=2,
     capacity=12, correction="none", candidates=3, goal_at_window_end="new",
-    relabel_low_goals=True, pretrain=20, see_position=False)
+    relabel_low_goals=True, pretrain=20, see_position=False, tanh_penalty=0.5)
 
 
 def test_settings_of_the_hierarchy_and_no_others_have_no_effect():
