@@ -219,5 +219,6 @@ class FallTask(BlockTask):
 
 
 def block_seen(way):
-    """2 sign(d) sqrt(|d|) of how far a block has been pushed, d (...): 0.06 and 0 differ by 0.5."""
+    """2 sign(d) sqrt(|d|) of how far a block has been pushed, d (...): 0.06 and 0 differ by 0.5
+    [E19]."""
     return 2 * np.sign(way) * np.sqrt(np.abs(way))

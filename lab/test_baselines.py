@@ -445,7 +445,7 @@ def test_a_field_is_refused_if_it_has_no_effect(agent, tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("name, tags", [
-    ("baselines.py", {"D13"}), ("ogbench.py", {"D15", "D16", "D17"}), ("tasks.py", {"E17"}),
+    ("baselines.py", {"D13"}), ("ogbench.py", {"D15", "D16", "D17"}), ("tasks.py", {"E17", "E19"}),
     ("td3.py", {"E18"})])
 def test_every_deviation_of_the_lab_is_documented_and_tagged(name, tags):
     """What hiql.py and hiro.py leave to the files that the deviations belong to."""
