@@ -95,11 +95,11 @@ def filled(text):
 
 
 def sizes(text):
-    """"128,128" -> (128, 128)."""
+    """"128,128" -> (128, 128); "none" -> ()."""
     try:
         return tuple(int(x) for x in text.split(",")) if text != "none" else ()
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be {SIZES}, not {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be integers as in 128,128, not {text!r}") from None
 
 
 def seed_range(text):
@@ -198,5 +198,5 @@ def parser(config_class, description, prog=None):
 
 
 def text_of(value):
-    """A value as it is typed after its flag: (64, 64) -> "64,64"; for the empty text "none"."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value) or "none"
+    """A value as it is typed after its flag: (64, 64) -> "64,64"; "none" for () and no text."""
+    return (",".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "none"

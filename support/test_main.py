@@ -28,7 +28,7 @@ import pytest
 from support import run as harness
 from support.files import load_tree, read_json, read_rows, write_json, write_text
 from support.flags import (NOT_NEGATIVE, POSITIVE, SIZES, check_ranges, exit_with_error, option,
-                           refuse_unused, seed_range)
+                           refuse_unused, seed_range, sizes, text_of)
 from support.run import HERE, Run, generators, minutes, run_processes, show
 from support.test_run import run
 
@@ -330,7 +330,7 @@ def test_names_of_folders(monkeypatch):
         "out", "resume", "eval", "seeds", "file")),
     ("--env wlak", "argument --env: invalid choice 'wlak' (did you mean walk?); choose from walk, "
      "run"),
-    ("--hidden-dims a", "argument --hidden-dims: must be positive sizes such as 128,128, not 'a'"),
+    ("--hidden-dims a", "argument --hidden-dims: must be integers as in 128,128, not 'a'"),
     ("--hidden-dims 1000001", "--hidden-dims must be positive sizes such as 128,128, not "
      "(1000001,)"), ("--hidden-dims 4,0", "--hidden-dims must be positive sizes"),
     ("--steps 1000000001", "--steps must be at most 1000000000, not 1000000001"),
@@ -449,6 +449,13 @@ def test_a_closed_stdout_does_not_end_the_run(monkeypatch, capsys):
         assert run(make_program(), "--out", "s") == 0
     assert read_json("r/summary.json") == read_json("s/summary.json")
     assert capsys.readouterr().err == ""
+
+
+def test_tuples_in_words():
+    """As they are typed, for --help and for the processes of --seeds."""
+    for value, text in (((64, 32), "64,32"), ((7,), "7"), ((), "none")):
+        assert text_of(value) == text and sizes(text) == value
+    assert text_of("") == "none" and text_of("a") == "a"
 
 
 def test_a_run_notes_its_command(monkeypatch):
