@@ -54,14 +54,14 @@ def check_agent(agent, fresh, problem):
     The goal range, and with it stored goals, are NaN until the warm-up ends, if they are measured.
     """
     config, task, c = problem.config, problem.env, problem.config.subgoal_interval
-    limit, goal_range = getattr(task, "limit", None) or np.inf, agent["goal_range"]
+    limit = getattr(task, "limit", None) or np.inf
     if "early" in agent:                                # see `first_episodes`
         shapes = {"paths": np.zeros((limit + 1, task.begin(np.zeros((1, 2))).shape[1])),
-                  "asked": np.zeros((-(-limit // c), len(goal_range)), np.float32)}
+                  "asked": np.zeros((-(-limit // c), len(fresh["goal_range"])), np.float32)}
         fresh["early"] = {name: shapes for name in task.tests(np.random.default_rng(0), 1)}
     check_checkpoint(agent, fresh, NAMES, {"step": config.steps + limit - 1, "replay/length": c},
                      () if config.goal_range else ("goal_range", "replay/goal"))
-    replay = agent["replay"]
+    replay, goal_range = agent["replay"], agent["goal_range"]
     unmeasured = np.isnan(goal_range).all() and agent["step"] < config.warmup
     if not unmeasured and not ((goal_range > 0).all() and np.isfinite(goal_range).all()
                                and np.isfinite(replay["goal"]).all()):

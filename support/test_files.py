@@ -526,7 +526,10 @@ def test_goals_are_not_measured_before_the_warm_up_ends(small_maze, tmp_path):
             assert DAMAGED + damaged in refusal(tmp_path, load_run, hiro, tmp_path)
         else:
             load_run(hiro, tmp_path)
-    arrays["goal_range"][0] = 1
+    del arrays["goal_range"]
+    save_tree(tmp_path / "checkpoint.npz", arrays)
+    assert "no goal_range" in refusal(tmp_path, load_run, hiro, tmp_path)
+    arrays["goal_range"] = np.array([1, np.nan], np.float32)
     save_tree(tmp_path / "checkpoint.npz", arrays)
     changes = {"warmup": 26}
     write_json(tmp_path / "config.json", {**saved, "config": {**saved["config"], **changes}})
