@@ -150,10 +150,12 @@ def summarise(problem, run, last, step):
 
     relabel_...: means of the last 20 logged rows. ..._curve: one number for each evaluation, of
     relabel_... the mean since the evaluation before. first_success: the first step with an
-    evaluated success of at least 0.95, or None. episodes: of each test."""
+    evaluated success of at least 0.95, or None. success_lowest_late: the lowest success of the
+    evaluations in the last 10,000 steps. episodes: of each test."""
     tests, config = run.logs["eval"], problem.config
     logged = [r for r in run.logs["train"] if r.get("relabel_fraction", "") != ""]
     solved = [int(row["step"]) for row in tests if float(row["success"]) >= 0.95]
+    late = [float(row["success"]) for row in tests if int(row["step"]) >= step - 10_000]
     curves = {f"{key}_curve": [round(float(row[key]), 3) for row in tests]
               for key in last if key == "success" or key.startswith("subgoal_error")}
     means = {}
@@ -167,7 +169,7 @@ def summarise(problem, run, last, step):
                                       else None for i in range(len(tests))]
     return {"env": name_of(problem.env), "agent": problem.agent, "seed": config.seed,
             "env_steps": step, **last, **means, "first_success": solved[0] if solved else None,
-            **curves, "episodes": config.eval_episodes,
+            "success_lowest_late": min(late), **curves, "episodes": config.eval_episodes,
             "train_seconds": round(run.seconds(), 1)}
 
 

@@ -482,7 +482,8 @@ class Run:
         say(f"files in {self.folder}: {' '.join(sorted(os.listdir(self.folder)))}")
 
 
-NOT_PRINTED = ("env", "agent", "seed", "updates", "env_steps", "episodes", "peak_mb", "data")
+NOT_PRINTED = ("env", "agent", "seed", "updates", "env_steps", "episodes", "peak_mb", "data",
+               "success_lowest_late")
 
 
 def show(summary):

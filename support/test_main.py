@@ -482,7 +482,8 @@ def test_letters_that_the_locale_lacks_are_escaped(monkeypatch):
 
 def test_a_summary_in_ten_lines(capsys):
     show({"env": "e", "agent": "a", "seed": 1, "updates": 2, "env_steps": 3, "episodes": 4,
-          "peak_mb": 5, "x_curve": [1], "x_by_distance": [2], "subgoal_error_8_0": 3.0,
+          "peak_mb": 5, "x_curve": [1], "x_by_distance": [2], "success_lowest_late": 6,
+          "subgoal_error_8_0": 3.0,
           "subgoal_error": 1.23456789, "mean_steps": None, "count": 7})
     assert capsys.readouterr().out == "subgoal_error: 1.2346\nmean_steps: None\ncount: 7\n"
 

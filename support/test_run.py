@@ -578,6 +578,12 @@ def test_summary_of_a_hiro_run_by_hand():
     assert seen["subgoal_error_curve"] == [3, 2, 1] and seen["success_curve"] == [0.5, 0.95, 0]
     assert seen["first_success"] == 2000 and seen["train_seconds"] == 7.0
     assert (seen["env"], seen["env_steps"], seen["episodes"]) == ("point-umaze", 4000, 50)
+    assert seen["success_lowest_late"] == 0
+    late = {"train": [], "eval": [{"step": step, "success": x} for step, x in (
+        (19_999, 0.1), (20_000, 0.9), (25_000, 0.6), (30_000, 1.0))]}
+    seen = online.summarise(problem, SimpleNamespace(logs=late, seconds=lambda: 1.0),
+                            late["eval"][-1], 30_000)
+    assert seen["success_lowest_late"] == 0.6               # of 20,000 to 30,000
 
 
 def test_a_run_notes_the_code_that_made_each_part(tmp_path, monkeypatch):
