@@ -6,7 +6,7 @@
                                             the same by gymnasium-robotics, to be installed with
                                             pip install gymnasium-robotics
 
-A simple controller that goes from one random cell to another collects the data. The goal is a
+A simple controller that goes from one random place to another collects the data. The goal is a
 position (`--goal-indices 0,1`, the default here) or a whole state, the position at rest
 (`--goal-indices none`).
 """
@@ -64,11 +64,11 @@ class PointMass:
 
 
 def make(world):
-    """(environment, its maze as an `envs.PointMaze`, cell -> (x, y), (x, y) -> cell, the
-    controller's gains of position and velocity) of a world's name."""
+    """(environment, its maze as an `envs.PointMaze`, (x, y) -> cell, cells -> places drawn in them,
+    the distance at which a place is reached, the controller's gains) of a world's name."""
     if world == "point-mass":
         env = PointMass()
-        return env, env.maze, env.maze.centre, env.maze.cell, (0.5, 2.0)
+        return env, env.maze, env.maze.cell, env.maze.place, env.maze.tolerance, (0.5, 2.0)
     try:
         import gymnasium
         import gymnasium_robotics
@@ -81,25 +81,32 @@ def make(world):
         raise ValueError(f"--world {world}: {e}") from None
     there = env.unwrapped.maze
     rows = ["".join("#" if x == 1 else "." for x in row) for row in there.maze_map]
-    return (env, envs.PointMaze(world, " ".join(rows)), there.cell_rowcol_to_xy,
-            there.cell_xy_to_rowcol, (10.0, 1.0))
+    side = there.maze_size_scaling
+
+    def place(cells, rng):
+        centres = np.array([there.cell_rowcol_to_xy(cell) for cell in cells])
+        return centres + side / 4 * rng.uniform(-1, 1, centres.shape)
+
+    return (env, envs.PointMaze(world, " ".join(rows)), there.cell_xy_to_rowcol, place, side / 4,
+            (10.0, 1.0))
 
 
 def collect(world, episodes, rows, noise, seed):
-    """A Dataset of episodes x rows: in each an agent goes from one random cell to the next.
+    """A Dataset of episodes x rows: in each an agent goes from one random place to the next.
 
-    Its force is clip(p (next cell's centre - position) - d velocity + N(0, noise^2), -1, 1).
+    It heads for a place in the next cell of a shortest path, at last for the goal. Its force is
+    clip(p (place - position) - d velocity + N(0, noise^2), -1, 1), with the world's gains p, d.
     """
-    env, maze, centre, cell, (p, d) = make(world)
+    env, maze, cell, place, reached, (p, d) = make(world)
     rng, observations, actions = np.random.default_rng(seed), [], []
     for _ in range(episodes):
         s = env.reset(seed=int(rng.integers(2**31)))[0]["observation"]
-        goal = rng.integers(len(maze.cells))
+        goal, places = rng.integers(len(maze.cells)), place(maze.cells, rng)
         for _ in range(rows):
+            if np.linalg.norm(places[goal] - s[:2]) < reached:
+                goal, places = rng.integers(len(maze.cells)), place(maze.cells, rng)
             at = maze.index[tuple(cell(s[:2]))]
-            while at == goal:
-                goal = rng.integers(len(maze.cells))
-            aim = centre(maze.cells[maze.next_cell[at, goal]])
+            aim = places[maze.next_cell[at, goal]]
             a = np.clip(p * (aim - s[:2]) - d * s[2:] + noise * rng.normal(size=2), -1, 1)
             observations.append(s)
             actions.append(a)

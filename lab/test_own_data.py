@@ -57,6 +57,28 @@ def test_data_go_from_cell_to_cell():
         own_data.collect("PointMaze_X", 1, 2, 0.0, 0)
 
 
+def test_the_controller_reaches_each_place_before_the_next(monkeypatch):
+    """On the way it heads for a place in the next cell; goal: the place that it reached at last."""
+    env, drawn = own_data.PointMass("##### #...# #.#.# #.#.# #####"), []
+    made = own_data.make("point-mass")
+
+    def place(cells, rng):
+        drawn.append((env.time, env.maze.place(cells, rng)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(own_data, "make", lambda world: (env, env.maze, env.maze.cell, place,
+                                                         *made[4:]))
+    data = own_data.collect("mine", episodes=1, rows=300, noise=0.0, seed=2)
+    assert len(drawn) > 10 and made[4] == 1
+    for (start, places), (end, _) in zip(drawn, drawn[1:]):
+        away = np.linalg.norm(data.observations[start:end + 1, None, :2] - places, axis=-1)
+        goal, = np.flatnonzero((away[-1] < 1) & (away[1:-1] >= 1).all(0))
+        for s, a in zip(data.observations[start:end], data.actions[start:end]):
+            aim = places[env.maze.next_cell[env.maze.number(s[None, :2])[0], goal]]
+            np.testing.assert_allclose(a, np.clip(0.5 * (aim - s[:2]) - 2 * s[2:], -1, 1),
+                                       atol=1e-4)
+
+
 class Script:
     """Episodes of four steps; success is true at the second step of every other episode."""
 
