@@ -134,12 +134,12 @@ class Encoding:
 
 
 class DataAlone:
-    """In place of an environment: what offline data themselves tell, once `describe` has seen them.
+    """Stands in for an environment: what `describe` learns from the data alone.
 
     discrete: whether actions are integers; action_dim: their entries, or how many integers there
-    are; side (d,): for each entry of a state 4/3 of the root mean square of its change in k steps,
-    which stands for the side of a cell (on the data of point-medium it is about 4); 1 for an entry
-    that never changes.
+    are; side (d,): for each entry of a state 4/3 of the root mean square of its change in k steps
+    (fewer at a trajectory's end), which stands for the side of a cell (on the data of point-medium
+    it is about 4); 1 for an entry that never changes.
     """
 
     name, tasks, discrete = "none", (), None
@@ -215,7 +215,7 @@ class Maze:
         if self.connected and (self.distance < 0).any():
             raise ValueError(f"{name}: some free cells have no path to the others")
         self.tasks = (TASKS.get(layout) or self.far_tasks()) if tasks is None else tasks
-        if np.shape(self.tasks)[1:] != (2, 2):
+        if len(self.tasks) and np.shape(self.tasks)[1:] != (2, 2):
             raise ValueError(f"{name}: a task is a start and a goal cell, ((row, column), (row, "
                              "column))")
         if wrong := {tuple(cell) for task in self.tasks for cell in task} - set(
@@ -577,9 +577,9 @@ class GoalEnv:
     def reset(self, seed=None, options=None):
         """Start an episode -> (observation, info).
 
-        options: "task": the number of one of the maze's tasks, from 1; "start" and "goal":
-        positions (2,) in place of the task's or of drawn ones. ValueError: an unknown option or
-        task, or a position in a wall.
+        options: "task": the number of one of the maze's tasks, from 1; "start" (2,) and "goal"
+        (P,): positions in place of the task's or of drawn ones. ValueError: an unknown option or
+        task, or a position in a wall or of a wrong size.
         """
         options = dict(options or {})
         if seed is not None:
@@ -589,11 +589,16 @@ class GoalEnv:
         start, goal = self.draw(self.rng, 1)
         if "task" in options:
             tasks = self.maze.tasks
+            if not len(tasks):
+                raise ValueError(f"{self.name} has no numbered tasks; give start and goal")
             if options["task"] not in range(1, len(tasks) + 1):
                 raise ValueError(f"task must be 1 to {len(tasks)}, not {options['task']}")
-            start, goal = self.maze.place(tasks[options["task"] - 1], self.rng)
-        start, goal = (np.array(options.get(name, x), float).reshape(1, -1)
-                       for name, x in (("start", start), ("goal", goal)))
+            start, goal = self.maze.place(tasks[options["task"] - 1], self.rng)[:, None]
+        for name, drawn in (("start", start), ("goal", goal)):
+            if np.shape(options.get(name, drawn[0])) != drawn[0].shape:
+                raise ValueError(f"{name} must have {drawn.shape[1]} numbers, not {options[name]}")
+        start, goal = (np.array([options.get(name, drawn[0])], float)
+                       for name, drawn in (("start", start), ("goal", goal)))
         self.maze.number(start)                                         # refuses walls
         if not self.goals_in_walls:
             self.maze.number(goal)
@@ -630,7 +635,8 @@ class GoalEnv:
         return {**tests, "random": self.draw(rng, n)}
 
     def begin(self, starts):
-        """States of agents that start at positions (N, 2): (N, ...), x and y first."""
+        """States of agents that start at positions (N, 2): (N, ...), x and y first. ValueError: an
+        agent cannot stand there."""
         return starts
 
     def move(self, s, a):

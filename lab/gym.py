@@ -79,9 +79,7 @@ class GymAdapter:
     def step(self, a):
         """Gymnasium's step with a (A,) in [-1, 1]. ValueError: an episode without end."""
         self.time += 1
-        if self.time > self.endless:
-            raise ValueError(f"an episode did not end in {self.time} steps; the environment needs "
-                             "a time limit")
+        _refuse_endless(self.time, self.endless)
         obs, reward, terminated, truncated, info = self.env.step(self.action(a))
         return self.observe(obs), reward, terminated, truncated, info
 
@@ -89,6 +87,12 @@ class GymAdapter:
     def unwrapped(self):
         """The environment itself, without wrappers of its own."""
         return getattr(self.env, "unwrapped", self.env)
+
+
+def _refuse_endless(time, endless):
+    if time > endless:
+        raise ValueError(f"an episode did not end in {time} steps; the environment needs a time "
+                         "limit")
 
 
 def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=None,
@@ -146,8 +150,19 @@ def evaluator(env, config, episodes=50, seed=0):
 
     desired_goal (P,) is a position. With config.goal_indices it is the goal that HIQL is given;
     without them the goal is a whole state (d,), whose first entries are the position and whose
-    others, such as velocities, are 0. Every evaluation has the same starts and goals.
+    others, such as velocities, are 0. Every evaluation has the same starts and goals. Actions go to
+    the environment as the data have them.
+    ValueError: the observation does not hold achieved_goal at goal_indices, or without them at its
+    beginning; an episode without end.
     """
+    obs = env.reset(seed=seed)[0]
+    s, position = obs["observation"], obs["achieved_goal"]
+    indices = list(config.goal_indices or range(len(position)))
+    if len(indices) != len(position) or max(indices) >= len(s) or (
+            not np.allclose(s[indices], position)):
+        raise ValueError(f"the entries {', '.join(map(str, indices))} of an observation must be "
+                         "the position, achieved_goal; choose --goal-indices so that they are")
+
     def evaluate(act):
         results = []
         for episode in range(episodes):
@@ -159,6 +174,7 @@ def evaluator(env, config, episodes=50, seed=0):
                 obs, _, terminated, truncated, info = env.step(act(s, goal, t)[0])
                 ever = ever or bool(info.get("success", info.get("is_success", False)))
                 over, t = terminated or truncated or ever, t + 1
+                _refuse_endless(t, ENDLESS)
             results.append(ever)
         return {"success": float(np.mean(results))}
 

@@ -7,7 +7,7 @@
                                             pip install gymnasium-robotics
 
 A simple controller that goes from one random place to another collects the data. The goal is a
-position (`--goal-indices 0,1`, the default here) or a whole state, the position at rest
+position (`--goal-indices 0,1`, the default here) or a whole state, the position with zero velocity
 (`--goal-indices none`).
 """
 
@@ -32,9 +32,9 @@ class PointMass:
     """A disc with inertia in a maze of envs.py, by Gymnasium's reset and step.
 
     State (4,): x, y and the last step's displacement. A force a, clipped to [-1, 1]^2, changes the
-    displacement v to 0.8 v + 0.16 a, of which walls may stop a part as in `envs.PointMaze`: what
-    remains is the new v. Start at rest and goal in random cells; reached within 1.0, which ends
-    the episode; 300 steps.
+    displacement v to 0.8 v + 0.16 a, which walls may stop or turn aside as in `envs.PointMaze`: the
+    displacement that was made is the new v. Start, at rest, and goal in random cells at least six
+    steps apart; reached within 1.0, which gives the reward 1 and ends the episode; 300 steps.
     """
 
     def __init__(self, layout="medium"):
@@ -55,8 +55,8 @@ class PointMass:
         to = self.maze.move(at[None], v[None] / self.maze.speed)[0]
         self.state, self.time = np.concatenate([to, to - at]), self.time + 1
         success = bool(self.maze.success(to[None], self.goal[None])[0])
-        return (self._observation(), float(success), success, self.time >= self.limit,
-                {"success": success})
+        return (self._observation(), float(success), success,
+                self.time >= self.limit and not success, {"success": success})
 
     def _observation(self):
         return {"observation": self.state.copy(), "achieved_goal": self.state[:2].copy(),
@@ -92,18 +92,19 @@ def make(world):
 
 
 def collect(world, episodes, rows, noise, seed):
-    """A Dataset of episodes x rows: in each an agent goes from one random place to the next.
+    """A Dataset of episodes x rows: in each an agent goes to one random goal after another.
 
-    It heads for a place in the next cell of a shortest path, at last for the goal. Its force is
-    clip(p (place - position) - d velocity + N(0, noise^2), -1, 1), with the world's gains p, d.
+    With each goal a place is drawn in every cell. The goal is that of its cell; on the way the
+    agent heads for those of the next cells of a shortest path. Its force is clip(p (place -
+    position) - d velocity + N(0, noise^2), -1, 1), with the world's gains p, d.
     """
     env, maze, cell, place, reached, (p, d) = make(world)
     rng, observations, actions = np.random.default_rng(seed), [], []
     for _ in range(episodes):
         s = env.reset(seed=int(rng.integers(2**31)))[0]["observation"]
-        goal, places = rng.integers(len(maze.cells)), place(maze.cells, rng)
+        goal = None
         for _ in range(rows):
-            if np.linalg.norm(places[goal] - s[:2]) < reached:
+            if goal is None or np.linalg.norm(places[goal] - s[:2]) < reached:
                 goal, places = rng.integers(len(maze.cells)), place(maze.cells, rng)
             at = maze.index[tuple(cell(s[:2]))]
             aim = places[maze.next_cell[at, goal]]
@@ -119,7 +120,7 @@ def collect(world, episodes, rows, noise, seed):
 
 @dataclass
 class Config(hiql.Config):
-    """hiql's config, of data without an environment of envs.py, and what collects them."""
+    """hiql's config for data without an environment of envs.py, and how they are collected."""
 
     env: str = option("none", "always none: the environment is the --world", ("none",))
     goal_indices: tuple = option((0, 1), "entries of a state that make a goal: the position; none: "

@@ -19,14 +19,16 @@ import envs
 class FourRoomsTask(envs.GoalEnv):
     """grid-fourrooms with actions in [-1, 1]^2: one cell along the axis of the larger component.
 
-    The agent stays where that component is below 0.5 in size. Start and goal are cells of different
-    rooms (doors belong to no room). The reward is minus the Manhattan distance in cells. The goal
-    is reached in its cell; nothing terminates an episode, which has 100 steps.
+    The agent stays where that component is below 0.5 in size; of two equal ones the row's counts.
+    Start and goal are cells of different rooms (doors belong to no room). The reward is minus the
+    Manhattan distance in cells. The goal is reached in its cell; nothing terminates an episode,
+    which has 100 steps.
     E17 Neither the paper nor its code has a grid. The agent sees its cell one-hot beside row and
         column: a network then needs no steep function of two numbers at a wall. The high-level
-        policy gives a goal every 3 steps, within +-3, which is what 3 steps can cover. Its noise
-        has the size of the goals and is independent; its discount is 0.9. The low-level policy's
-        noise of 0.5 stays on in evaluation: without it a wrong action is repeated for ever.
+        policy gives a goal every 3 steps, within +-3, which is what 3 steps can cover. Its
+        exploration noise has a standard deviation of goal_range and is independent from goal to
+        goal; its discount is 0.9. The low-level policy's noise of 0.5 stays on in evaluation:
+        without it a wrong action is repeated for ever.
     """
 
     settings = dict(subgoal_interval=3, goal_range=3.0, low_noise=0.5, eval_noise=0.5,
@@ -50,6 +52,8 @@ class FourRoomsTask(envs.GoalEnv):
 
     def move(self, s, a):
         """s (N, 2) as (row, column), a (N, 2) -> s' (N, 2)."""
+        if not np.isfinite(a).all():
+            raise ValueError("an action is two finite numbers for each agent")
         axis = np.abs(a).argmax(-1)
         along = a[np.arange(len(a)), axis]
         return self.maze.move(s, np.where(np.abs(along) < 0.5, 0, 1 + 2 * axis + (along > 0)))
@@ -75,7 +79,7 @@ class BlockMaze(envs.PointMaze):
 
     def __init__(self, name, layout, first):
         self.origin = self.side * (np.array(first[::-1]) - 1)           # x, y
-        super().__init__(name, layout, speed=0.2, limit=500, tasks=[(first, first)])
+        super().__init__(name, layout, speed=0.2, limit=500, tasks=())
 
     def cell(self, obs):
         return super().cell(np.asarray(obs) + self.origin)
@@ -90,20 +94,22 @@ class BlockTask(envs.GoalEnv):
     State (N, 6): agent x, y, z, block x, y, z. Agent and block are squares of half-width 0.5 and
     1.95, parallel to the axes, in cells of side 4. A step is 0.2 times the action, clipped to
     [-1, 1]^2: first along x, then along y. Along each axis the agent goes as far as the walls let
-    it. Where it would overlap the block, the block moves ahead of it as far as its own walls let
-    it, and the agent stops behind it. There is no inertia, no friction and no pulling.
-    The block falls into the chasm once the edge behind it is over it, and fills its part of it;
-    the agent falls once it is over the chasm as a whole and not on the block. Who has fallen stays
-    down: the agent moves on between the chasm's sides and the block.
+    it. Where it would overlap the block, the block moves ahead of it as far as the walls let the
+    block, and the agent stops behind it. There is no inertia, no friction and no pulling.
+    The block falls once its edge of smaller y is over the chasm; it then fills that column of the
+    chasm. The agent falls once its whole square is over the chasm and no part of it is over the
+    block. What has fallen stays down: a fallen agent still moves, between the chasm's sides and a
+    fallen block, and below one that has not fallen.
     Start (0, 0) + U(-0.1, 0.1)^2, one goal; 500 steps, which the goal does not end. Reward: minus
-    the Euclidean distance. Reached: within 2.5, at any step or at the last.
+    the Euclidean distance. Reached: within 2.5, both for success at any step and at the last one.
     E19 Layouts are the authors' (create_maze_env.py), at half their scale. Differences: the block
         is observed (there it is not, but time is), because a policy without memory cannot know
-        otherwise whether the way is free; and as `block_seen`, because where it is jammed, for
-        ever, and where it is not differ by 0.05 of a network's inputs of 10. The agent is a square
-        that fills a quarter of a corridor: a point slips past the block too easily. Training is on
-        the test goal (their *_single; *_multi: uniform goals). Reached within 2.5, which is half
-        of their 5 as is the scale: in front of a jammed block the agent is 3.9 away.
+        otherwise whether the way is free. It is observed through `block_seen`, because the places
+        where it is jammed for good and where it is free differ by as little as 0.05, in inputs of
+        about 10. The agent is a square of a quarter of a corridor's width: a point slips past the
+        block too easily. Training is on the test goal (their *_single; *_multi: uniform goals).
+        Reached within 2.5, half of their 5, as is the scale: in front of a jammed block the agent
+        is 3.9 away.
     """
 
     settings = dict(tanh_penalty=0.05)                                                  # [E20]
@@ -112,17 +118,16 @@ class BlockTask(envs.GoalEnv):
 
     def __init__(self, name, layout, first, block, pushed_along, goal):
         super().__init__(BlockMaze(name, layout, first))
-        self.first, self.pushed_along = np.array(first), pushed_along
-        self.block = self.maze.centre(block)
-        self.end = np.array([goal])
+        self.pushed_along = pushed_along
+        self.block_start, self.test_goal = self.maze.centre(block), np.array([goal])
         self.chasm = self.maze.layout == "c"
-        self.closed = np.stack([~self.chasm, self.maze.walls])          # to who is low, high
+        self.closed = np.stack([~self.chasm, self.maze.walls])          # [0]: to what is low
 
     def draw(self, rng, n):
-        return rng.uniform(-0.1, 0.1, (n, 2)), self.end.repeat(n, 0)
+        return rng.uniform(-0.1, 0.1, (n, 2)), self.test_goal.repeat(n, 0)
 
     def tests(self, rng, n):
-        return {"_".join(f"{x:g}" for x in self.end[0]): self.draw(rng, n)}
+        return {"_".join(f"{x:g}" for x in self.test_goal[0]): self.draw(rng, n)}
 
     def blocks(self, s):
         return [(s[..., 3:5], self.block_half)]
@@ -134,11 +139,18 @@ class BlockTask(envs.GoalEnv):
         return -distance
 
     def begin(self, starts):
-        return np.concatenate([np.insert(x, 2, self.high, axis=1) for x in (
-            starts, np.tile(self.block, (len(starts), 1)))], 1)
+        agent, block = (np.insert(x, 2, self.high, axis=1) for x in (
+            starts, np.tile(self.block_start, (len(starts), 1))))
+        row, column = np.moveaxis(self._cells(agent, self.agent_half), -1, 0)
+        fits = ~(self.closed[1, row, column].any(1) | self._overlap(agent, block)
+                 | self.chasm[row, column].all(1))
+        if not fits.all():
+            raise ValueError(f"{self.name}: at {starts[~fits][0]} the agent is in a wall, in the "
+                             "block or over the chasm")
+        return np.concatenate([agent, block], 1)
 
     def position(self, s):
-        return s[..., :self.end.shape[1]]
+        return s[..., :self.test_goal.shape[1]]
 
     def move(self, s, a):
         step, s = self.maze._step(s, a), np.array(s, float)
@@ -148,8 +160,7 @@ class BlockTask(envs.GoalEnv):
             agent[:, k] = self._slide(agent, k, step[:, k], self.agent_half)
             met = self._overlap(agent, block) & (agent[:, 2] == block[:, 2])
             if k in self.pushed_along:
-                push = np.where(met & (agent[:, 2] == self.high),
-                                agent[:, k] + ahead * touch - block[:, k], 0)
+                push = np.where(met, agent[:, k] + ahead * touch - block[:, k], 0)
                 block[:, k] = self._slide(block, k, push, self.block_half)
             agent[:, k] = np.where(met, block[:, k] - ahead * touch, agent[:, k])
         self._fall(agent, block)
@@ -173,15 +184,15 @@ class BlockTask(envs.GoalEnv):
                           cells[..., 1]]
         centre = self.maze.centre(cells[np.arange(len(s)), hit.argmax(1)])[:, k]
         edge = centre - ahead * self.maze.side / 2              # of the wall that was hit
-        return np.where(hit.any(1) & (step != 0), edge - ahead * half, moved[:, k])
+        return np.where(hit.any(1), edge - ahead * half, moved[:, k])
 
     def _fall(self, agent, block):
         """Let agents and blocks (N, 3) fall that have nothing below them, in place."""
-        behind = self.maze.cell(block[:, :2] - [0, self.block_half - 1e-9])
-        falls = self.chasm[behind[:, 0], behind[:, 1]] & (block[:, 2] == self.high)
+        rear = self.maze.cell(block[:, :2] - [0, self.block_half - 1e-9])
+        falls = self.chasm[rear[:, 0], rear[:, 1]]
         block[falls, 2] = self.low
         slack = self.maze.side / 2 - self.block_half
-        middle = self.maze.centre(behind[falls])
+        middle = self.maze.centre(rear[falls])
         block[falls, :2] = np.clip(block[falls, :2], middle - slack, middle + slack)
         cells = self._cells(agent, self.agent_half)
         over = self.chasm[cells[..., 0], cells[..., 1]].all(1)
@@ -191,7 +202,7 @@ class BlockTask(envs.GoalEnv):
 class PushTask(BlockTask):
     """A block in the way, to be pushed aside: straight on, it jams in the goal's corridor.
 
-    It fills its corridors but for 0.05 on each side: out of one it can be pushed no more.
+    It fills its corridors but for 0.05 on each side: once in one, it cannot leave it sideways.
     """
 
     def __init__(self):
@@ -199,12 +210,15 @@ class PushTask(BlockTask):
                          (0.0, 9.5))
 
     def observe(self, s):
-        """x, y, and the block's way (N, 4)."""
-        return np.concatenate([s[:, :2], block_seen(s[:, 3:5] - self.block)], 1)
+        """x, y, and by `block_seen` the block's displacement from its start (N, 4)."""
+        return np.concatenate([s[:, :2], block_seen(s[:, 3:5] - self.block_start)], 1)
 
 
 class FallTask(BlockTask):
-    """A chasm, and a block to be pushed into it as a bridge; positions and goals are x, y, z."""
+    """A chasm, and a block to be pushed into it as a bridge; positions and goals are x, y, z.
+
+    From the block's other side the agent can push it back along y, after which no bridge is left.
+    """
 
     goal_scale = np.array([1, 1, 0.25])
 
@@ -213,12 +227,13 @@ class FallTask(BlockTask):
                          (0.0, 13.5, 2.25))
 
     def observe(self, s):
-        """x, y, z, the block's way along y, and whether it has fallen (N, 5)."""
+        """x, y, z, by `block_seen` the block's displacement along y, and whether it has fallen
+        (N, 5)."""
         fallen = 1.0 * (s[:, 5:] < self.high)
-        return np.concatenate([s[:, :3], block_seen(s[:, 4:5] - self.block[1]), fallen], 1)
+        moved = block_seen(s[:, 4:5] - self.block_start[1])
+        return np.concatenate([s[:, :3], moved, fallen], 1)
 
 
-def block_seen(way):
-    """2 sign(d) sqrt(|d|) of how far a block has been pushed, d (...): 0.06 and 0 differ by 0.5
-    [E19]."""
-    return 2 * np.sign(way) * np.sqrt(np.abs(way))
+def block_seen(d):
+    """2 sign(d) sqrt(|d|) of displacements d (...): 0.06 and 0 differ by 0.5 [E19]."""
+    return 2 * np.sign(d) * np.sqrt(np.abs(d))

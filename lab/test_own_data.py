@@ -1,10 +1,11 @@
 """Tests of lab/own_data.py and of `lab.gym.evaluator`.
 
-    python -m pytest lab/test_own_data.py           five seconds
+    python -m pytest lab/test_own_data.py           ten seconds
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import hiql
 import lab.gym
 from lab import own_data
+from support.files import load_tree
 from support.run import Run
 
 
@@ -35,13 +37,23 @@ def test_a_point_mass_by_hand():
     assert env.step([0, 0])[1:] == (1, True, False, {"success": True})          # exactly 1 away
     env.state, env.time = np.zeros(4), 298
     assert [env.step([0, 0])[3] for _ in range(2)] == [False, True]
+    env.state, env.time = np.array([2.5, 0, 0.625, 0]), 299
+    assert env.step([0, 0])[2:4] == (True, False)           # the goal, not the time, ends it
+    pairs = []
+    for seed in range(50):
+        obs, _ = env.reset(seed=seed)
+        pairs.append([env.maze.number(obs[key][None, :2])[0] for key in ("observation",
+                                                                         "desired_goal")])
+    lengths = env.maze.distance[tuple(np.transpose(pairs))]
+    assert lengths.min() == 6 and lengths.max() > 9
 
 
-def test_data_go_from_cell_to_cell():
+def test_collected_data_obey_the_dynamics():
     data = own_data.collect("point-mass", episodes=6, rows=150, noise=0.0, seed=1)
     env = own_data.PointMass()
     assert data.observations.shape == (900, 4) and data.lengths.tolist() == [150] * 6
-    assert (data.observations[::150, 2:] == 0).all()        # each begins at rest
+    assert (data.observations[::150, 2:] == 0).all()        # each begins at rest, elsewhere
+    assert len({tuple(s) for s in data.observations[::150].tolist()}) == 6
     i = data.valid
     np.testing.assert_allclose(data.observations[i + 1, :2] - data.observations[i, :2],
                                data.observations[i + 1, 2:], atol=1e-5)
@@ -57,8 +69,9 @@ def test_data_go_from_cell_to_cell():
         own_data.collect("PointMaze_X", 1, 2, 0.0, 0)
 
 
-def test_the_controller_reaches_each_place_before_the_next(monkeypatch):
-    """On the way it heads for a place in the next cell; goal: the place that it reached at last."""
+def test_the_controller_reaches_a_goal_before_new_places_are_drawn(monkeypatch):
+    """On the way it heads for a place in the next cell; goal: the place reached when new ones are
+    drawn."""
     env, drawn = own_data.PointMass("##### #...# #.#.# #.#.# #####"), []
     made = own_data.make("point-mass")
 
@@ -97,7 +110,7 @@ class Script:
         return self._observation(), 0.0, False, self.time == 4, {self.key: success}
 
     def _observation(self):
-        return {"observation": np.arange(4.0), "achieved_goal": np.zeros(2),
+        return {"observation": np.arange(4.0), "achieved_goal": np.arange(2.0),
                 "desired_goal": np.array([5.0, 6.0])}
 
 
@@ -113,9 +126,24 @@ def test_evaluation_by_gymnasiums_calls(indices, goal, key):
         return np.array([t])
 
     evaluate = lab.gym.evaluator(env, SimpleNamespace(goal_indices=indices), episodes=4, seed=7)
+    del env.seeds[:]
     assert evaluate(act) == {"success": 0.5} and steps == [*range(4), 0, 1] * 2
     assert evaluate(act) == {"success": 0.5} and env.seeds[:4] == env.seeds[4:]
     assert len(set(env.seeds)) == 4
+
+
+def test_evaluation_refuses_other_goals_and_episodes_without_end(monkeypatch):
+    for indices in ((1, 0), (2, 3), (0,), (0, 1, 2), (0, 9)):
+        entries = ", ".join(map(str, indices))
+        with pytest.raises(ValueError, match=f"the entries {entries} of an observation must be"):
+            lab.gym.evaluator(Script("success"), SimpleNamespace(goal_indices=indices))
+    env, steps = Script("success"), iter(range(40))
+    env.step = lambda a: (env._observation(), 0.0, False, not next(steps, None), {})
+    next(steps)
+    evaluate = lab.gym.evaluator(env, SimpleNamespace(goal_indices=()))
+    monkeypatch.setattr(lab.gym, "ENDLESS", 30)
+    with pytest.raises(ValueError, match="an episode did not end in 31 steps; the environment nee"):
+        evaluate(lambda s, g, t: np.zeros((1, 2)))
 
 
 def test_a_run_learns_from_its_world(tmp_path, monkeypatch):
@@ -137,5 +165,9 @@ def test_a_run_learns_from_its_world(tmp_path, monkeypatch):
     assert evaluated == [(own_data.PointMass, (0, 1), 4)]
     result = problem.train(problem, Run(str(tmp_path), config))
     assert result.summary["success"] in (0, 1) and config.env == "none"
+    saved = load_tree(tmp_path / "checkpoint.npz")
+    own_data.prepare(config, saved)                         # a checkpoint knows its data
+    with pytest.raises(ValueError, match="the data of none are not those of"):
+        own_data.prepare(replace(config, seed=4), saved)
     assert own_data.resolve({"goal_indices": ()}).goal_indices == ()
     assert hiql.resolve({"env": "none"}).goal_indices == ()

@@ -105,9 +105,9 @@ def test_noise_in_evaluation():
 
 def states(task, *agents, block=None):
     """States of agents at (x, y) or (x, y, z), with the block at its start or at (x, y, z)."""
-    s = task.begin(np.array([agent[:2] for agent in agents], float))
+    s = task.begin(np.zeros((len(agents), 2)))
     for row, agent in zip(s, agents):
-        row[2:2 + len(agent[2:])] = agent[2:]
+        row[:len(agent)] = agent
     if block is not None:
         s[:, 3:3 + len(block)] = block
     return s
@@ -127,8 +127,8 @@ def walk(task, s, *places, steps=400):
     ((0, 0), (0, 4), (-3, -0.5), (-0.2, -0.1), (0, 4)),         # the action is clipped
     ((-5.4, 0), (0, 4), (-1, 0), (-5.5, 0), (0, 4)),            # a wall
     ((-5.5, -1.4), (0, 4), (-1, -1), (-5.5, -1.5), (0, 4)),     # a corner
-    ((0, 1.5), (0, 4), (0, 1), (0, 1.7), (0, 4.15)),            # pushed upwards
-    ((-2.5, 4), (0, 4), (1, 0), (-2.3, 4), (0.15, 4)),          # pushed to the right
+    ((0, 1.5), (0, 4), (0, 1), (0, 1.7), (0, 4.15)),            # pushed along +y
+    ((-2.5, 4), (0, 4), (1, 0), (-2.3, 4), (0.15, 4)),          # pushed along +x
     ((-2.5, 4), (0, 4), (-1, 0), (-2.7, 4), (0, 4)),            # not pulled
     ((-2.5, 1.5), (0, 4), (1, 1), (-2.3, 1.7), (0, 4.15)),      # along x first, where it is free
     ((1.5, 4), (4, 4), (1, 0), (1.6, 4), (4.05, 4)),            # up to the wall behind it
@@ -156,8 +156,8 @@ def test_a_jammed_block_stays_jammed():
             a = rng.uniform(-1.5, 1.5, (300, 2))
         s, before = task.move(s, a), s
         assert (s[:, 4] > before[:, 4] - 1e-9).all() and np.abs(s[:, 3]).max() <= 0.05 + 1e-9
-    assert not task.reached(task.distance(s, task.end)).any()
-    assert task.distance(s, task.end).min() > 3.8           # a tolerance of 5 would be too wide
+    assert not task.reached(task.distance(s, task.test_goal)).any()
+    assert task.distance(s, task.test_goal).min() > 3.8     # a tolerance of 5 would be too wide
 
 
 def test_scripted_solutions():
@@ -169,16 +169,18 @@ def test_scripted_solutions():
     for task, end in ((push, path[:0]), (fall, path)):
         assert task.limit == 500 and task.name.startswith("point-")
         s, g = task.draw(np.random.default_rng(0), 500)
-        assert 0.098 < np.abs(s).max() <= 0.1 and (g == task.end).all()
+        assert 0.098 < np.abs(s).max() <= 0.1 and (g == task.test_goal).all()
         tests = task.tests(np.random.default_rng(0), 3)
         assert list(tests) == ["0_9.5" if task is push else "0_13.5_2.25"]
-        assert [g.tolist() for _, g in tests.values()] == [task.end.tolist() * 3]
-    assert push.end.tolist() == [[0, 9.5]] and fall.end.tolist() == [[0, 13.5, 2.25]]
+        assert [g.tolist() for _, g in tests.values()] == [task.test_goal.tolist() * 3]
+    assert push.test_goal.tolist() == [[0, 9.5]] and fall.test_goal.tolist() == [[0, 13.5, 2.25]]
 
 
 @pytest.mark.parametrize("agent, block, action, moved, pushed", [
     ((4, 5.4), (4, 7.85, 2.25), (0, 1), (4, 5.6, 2.25), (4, 8.05, 0.25)),       # a bridge
     ((4, 5.3), (4, 7.75, 2.25), (0, 0.9), (4, 5.48, 2.25), (4, 7.93, 2.25)),    # not yet
+    ((4, 5.4), (4, 7.85, 2.25), (0, 0.6), (4, 5.52, 2.25), (4, 7.97, 0.25)),    # where it fits
+    ((5, 7.5, 0.25), (4, 7, 2.25), (0, -1), (5, 7.3, 0.25), (4, 7, 2.25)),      # below the block
     ((1.5, 4), (4, 4, 2.25), (1, 0), (1.55, 4, 2.25), (4, 4, 2.25)),    # not pushed along x
     ((0, 6.4), (4, 4, 2.25), (0, 1), (0, 6.6, 0.25), (4, 4, 2.25)),     # fallen
     ((0, 6.2), (4, 4, 2.25), (0, 1), (0, 6.4, 2.25), (4, 4, 2.25)),     # a part is above ground
@@ -196,9 +198,10 @@ def test_agents_and_blocks_fall(agent, block, action, moved, pushed):
 
 @pytest.mark.parametrize("name", ["point-push", "point-fall"])
 def test_nothing_overlaps(name):
-    """In 2,000 random episodes; who has fallen stays down; N agents move as N single ones."""
+    """In 2,000 random episodes; what has fallen stays down; N agents move as N single ones."""
     task, rng, n, reached = envs.make_task(name), np.random.default_rng(0), 2000, False
-    s, side = states(task, *np.zeros((n, 2))), task.maze.side
+    s, side = task.begin(np.zeros((n, 2))), task.maze.side
+    first = {"point-push": (1, 2), "point-fall": (1, 1)}[name]         # the cell of (0, 0)
     for t in range(300):
         if t % 10 == 0:
             a = rng.uniform(-1.5, 1.5, (n, 2))
@@ -213,15 +216,15 @@ def test_nothing_overlaps(name):
         for centre, z, half in ((s[:, :2], s[:, 2], 0.5), (s[:, 3:5], s[:, 5], 1.95)):
             for corner in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
                 x, y = (centre + (half - 1e-6) * np.array(corner)).T
-                cell = np.floor(np.stack([y, x], 1) / side + 0.5).astype(int) + task.first
+                cell = np.floor(np.stack([y, x], 1) / side + 0.5).astype(int) + first
                 kind = task.maze.layout[tuple(cell.T)]
                 assert (kind != "#").all() and (kind == "c")[z < 1].all()
-        reached |= task.reached(task.distance(s, task.end)).any()
+        reached |= task.reached(task.distance(s, task.test_goal)).any()
     assert reached
 
 
 def test_what_is_seen_of_a_block():
-    """2 sign(d) sqrt(|d|) of its way; and whether it has fallen."""
+    """2 sign(d) sqrt(|d|) of its displacement; and whether it has fallen."""
     push, fall = envs.make_task("point-push"), envs.make_task("point-fall")
     seen = push.observe(states(push, (1, 2), block=(-0.25, 4.04)))
     np.testing.assert_allclose(seen, [[1, 2, -1, 0.4]])
@@ -231,8 +234,26 @@ def test_what_is_seen_of_a_block():
     for task, s in ((push, states(push, (1, 2))), (fall, states(fall, (1, 2)))):
         (centres, half), = task.blocks(s[None])
         assert centres.shape == (1, 1, 2) and half == 1.95
-        assert (centres == task.block).all() and task.position(s).tolist() == [
+        assert (centres == task.block_start).all() and task.position(s).tolist() == [
             [1, 2] if task is push else [1, 2, 2.25]]
+
+
+def test_starts_and_goals_that_do_not_fit_are_refused():
+    push, fall = envs.make_task("point-push"), envs.make_task("point-fall")
+    for task, start, fits in ((push, (1.5, 0), True), (push, (1.6, 0), False),      # a wall
+                              (push, (0, 1.55), True), (push, (0, 1.6), False),     # the block
+                              (fall, (0, 6.4), True), (fall, (0, 6.6), False)):     # the chasm
+        if fits:
+            task.reset(options={"start": start})
+        else:
+            with pytest.raises(ValueError, match="the agent is in a wall, in the block or over"):
+                task.reset(options={"start": start})
+    with pytest.raises(ValueError, match="point-push has no numbered tasks; give start and goal"):
+        push.reset(options={"task": 1})
+    with pytest.raises(ValueError, match="goal must have 3 numbers, not \\[0, 8\\]"):
+        fall.reset(options={"goal": [0, 8]})
+    with pytest.raises(ValueError, match="start must have 2 numbers, not 3"):
+        fall.reset(options={"start": 3})
 
 
 def test_blocks_by_gymnasiums_calls():
