@@ -137,12 +137,13 @@ class DataAlone:
     """Stands in for an environment: what `describe` learns from the data alone.
 
     discrete: whether actions are integers; action_dim: their entries, or how many integers there
-    are; side (d,): for each entry of a state 4/3 of the root mean square of its change in k steps
-    (fewer at a trajectory's end), which stands for the side of a cell (on the data of point-medium
-    it is about 4); 1 for an entry that never changes.
+    are; centre, scale (d,): what `standardise` subtracts from each entry of a state, its mean, and
+    then multiplies by, so that the root mean square of its change in k steps (fewer at a
+    trajectory's end) is 3; 1 for an entry that never changes. On the data of point-medium, whose
+    cells have side 4, it is about 3: side is that of standardised states.
     """
 
-    name, tasks, discrete = "none", (), None
+    name, tasks, discrete, side = "none", (), None, 4.0
 
     def settings(self, preset):
         """What changes in hiql.Config's defaults: nothing."""
@@ -158,8 +159,8 @@ class DataAlone:
         raise ValueError("--env none needs a --dataset")
 
     def describe(self, data, k, name="the data set"):
-        """Set discrete, action_dim and side. ValueError, which begins with the name: actions that
-        are neither in [-1, 1] nor integers from 0."""
+        """Set discrete, action_dim, centre and scale -> the data, standardised. ValueError, which
+        begins with the name: actions that are neither in [-1, 1] nor integers from 0."""
         actions = data.actions
         self.discrete = actions.dtype.kind in "iu"
         if actions.ndim != 2 - self.discrete or actions.min() < -1 + self.discrete or (
@@ -169,9 +170,21 @@ class DataAlone:
                              f"{actions.shape} from {actions.min()} to {actions.max()}")
         self.action_dim = int(actions.max()) + 1 if self.discrete else actions.shape[1]
         later = np.minimum(data.valid + k, data.last[data.valid])
-        moved = data.observations[later].astype(float) - data.observations[data.valid]
-        self.side = 4 / 3 * np.sqrt((moved ** 2).mean(0))
-        self.side[self.side == 0] = 1
+        states = data.observations.astype(float)
+        change = np.sqrt(((states[later] - states[data.valid]) ** 2).mean(0))
+        self.centre, self.scale = states.mean(0), 3 / np.where(change > 0, change, 3)
+        return Dataset(self.standardise(states), data.actions, data.terminals)
+
+    def standardise(self, x, entries=()):
+        """States (..., d) in the data's units, or goals that are these entries of a state, as the
+        networks see them: float32. ValueError: another number of entries."""
+        centre, scale = (y[list(entries)] if len(entries) else y for y in (self.centre, self.scale))
+        x = np.asarray(x, float)
+        if x.shape[-1:] != centre.shape:
+            raise ValueError(f"{'goals' if len(entries) else 'states and goals'} must have "
+                             f"{len(centre)} entries, as in the data; here their shape is "
+                             f"{x.shape}")
+        return ((x - centre) * scale).astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------- mazes

@@ -76,10 +76,10 @@ the latter two. D13 stands in lab/baselines.py, D15 to D17 in lab/ogbench.py.
      0.98 and k 8, tuned for a robot four times as fast as OGBench's. `--preset paper` takes the
      published rates, inverse temperatures and initialisation, not sizes, discount and k.
  D14 First layers start with weights 8 / (side of a cell) times Glorot's, and with biases that put
-     the bend of each unit at randomly drawn states of the data (`init_net`; `envs.DataAlone` has
-     what stands for a cell's side without a maze). From Glorot's weights and biases 0 (both codes;
-     `--first-layer-init glorot`) a few thousand updates leave the value smooth across walls. Last
-     layers of policies start at 0.1 times Glorot's (both codes).
+     the bend of each unit at randomly drawn states of the data (`init_net`). From Glorot's weights
+     and biases 0 (both codes; `--first-layer-init glorot`) a few thousand updates leave the value
+     smooth across walls. Data without a maze are brought to the same scale (`envs.DataAlone`).
+     Last layers of policies start at 0.1 times Glorot's (both codes).
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -335,16 +335,15 @@ def init_net(rng, config, env, data, inputs, n_out, **kind):
 
     inputs: a letter for each input: s, g states, z a representation, a an action, d what the
     encoding adds to a pair of states.
-    First layer [D14]: weights 8 / env.side times Glorot's, where a side may belong to each entry
-    of s and g; the bias of unit h is -x0_h . W[:, h], where x0_h holds a random state of the data
-    for each state (z is one without phi) and 0 for the rest. So each unit bends inside the maze,
-    and about as sharply as its corridors do.
+    First layer [D14]: weights 8 / (side of a cell) times Glorot's; the bias of unit h is
+    -x0_h . W[:, h], where x0_h holds a random state of the data for each state (z is one without
+    phi) and 0 for the rest. So each unit bends inside the maze, and about as sharply as its
+    corridors do.
     """
     state = config.encode(data.observations[:1]).shape[-1]
     rep = state if config.rep_type == "none" else config.rep_dim
-    side = np.broadcast_to(env.side, state)                     # the same on each axis of a maze
-    sizes = {"s": state, "g": len(config.goal(side)), "d": config.encode.extra, "z": rep,
-             "a": env.action_dim}
+    sizes = {"s": state, "g": len(config.goal(np.zeros(state))), "d": config.encode.extra,
+             "z": rep, "a": env.action_dim}
     p = init_mlp(rng, (sum(sizes[x] for x in inputs), *config.hidden_dims, n_out), **kind)
     if config.first_layer_init == "data":
         w = p["dense0"]["W"]                                    # (I, H) or (2, I, H)
@@ -353,8 +352,7 @@ def init_net(rng, config, env, data, inputs, n_out, **kind):
         x0 = [config.encode(data.observations[rng.choice(data.valid, units)]) if x in states
               else np.zeros(units + (sizes[x],), np.float32) for x in inputs]
         x0 = [config.goal(x) if name == "g" else x for name, x in zip(inputs, x0)]
-        sides = {"s": side, "g": config.goal(side)}
-        w *= 8 / concat(*(sides.get(x, np.full(sizes[x], side.mean())) for x in inputs))[:, None]
+        w *= 8 / env.side
         p["dense0"]["b"][:] = -np.einsum("...ih,...hi->...h", w, concat(*x0))
     return p
 

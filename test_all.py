@@ -1702,7 +1702,7 @@ def test_data_and_checkpoint_must_fit(tmp_path, scripted):
     rng = {name: x for name, x in agent["rng"].items() if name != "hide"}
     for wrong, words in (({"params": few}, "does not fit"), ({"rng": rng}, "does not fit"),
                          ({"update": agent["update"] + 1}, "update"),
-                         ({"data": agent["data"] + 1}, "the data of row are not those of the run")):
+                         ({"data": agent["data"] + 1}, "the data are not those of the run")):
         with pytest.raises(ValueError, match=words):
             hiql.prepare(problem.config, {**agent, **wrong})
     for x in (problem.data.observations, problem.data.actions, problem.data.terminals):
@@ -1862,38 +1862,64 @@ ALONE = {"env": "none", "quick": True, "steps": 20, "eval_interval": 10, "subgoa
 
 
 def test_what_data_alone_tell():
-    """Two trajectories of three rows: changes of 1, 1, 2 in one step, and 0, 0, 0; side is 4/3
-    times the root mean square of the changes in k steps, up to the trajectory's end."""
+    """Two trajectories of three rows. States less their mean, times 3 over the root mean square of
+    their change in k steps, up to the trajectory's end."""
     obs = np.array([[0, 0], [1, 0], [3, 0], [0, 0], [1, 0], [2, 1]], np.float32)
     ends = np.array([0, 0, 1, 0, 0, 1])
     alone = envs.make("none")
     assert alone.name == "none" and not alone.tasks and alone.settings("paper") == {}
-    alone.describe(envs.Dataset(obs, np.array([0, 4, 0, 1, 1, 0]), ends), 1)
-    assert (alone.discrete, alone.action_dim) == (True, 5)
-    np.testing.assert_allclose(alone.side, 4 / 3 * np.sqrt([(1 + 4 + 1 + 1) / 4, 1 / 4]))
-    alone.describe(envs.Dataset(obs, np.zeros((6, 3), np.float32), ends), 2)
+    seen = alone.describe(envs.Dataset(obs, np.array([0, 4, 0, 1, 1, 0]), ends), 1)
+    assert (alone.discrete, alone.action_dim, alone.side) == (True, 5, 4)
+    assert seen.observations.dtype == np.float32 and seen.actions.tolist() == [0, 4, 0, 1, 1, 0]
+    scale = 3 / np.sqrt([(1 + 4 + 1 + 1) / 4, 1 / 4])
+    np.testing.assert_allclose(seen.observations, (obs - [7 / 6, 1 / 6]) * scale, rtol=1e-6)
+    seen = alone.describe(envs.Dataset(obs, np.zeros((6, 3), np.float32), ends), 2)
     assert (alone.discrete, alone.action_dim) == (False, 3)
-    np.testing.assert_allclose(alone.side, 4 / 3 * np.sqrt([(9 + 4 + 4 + 1) / 4, 2 / 4]))
+    assert seen.terminals.tolist() == ends.tolist()
+    scale = 3 / np.sqrt([(9 + 4 + 4 + 1) / 4, 2 / 4])
+    np.testing.assert_allclose(seen.observations, (obs - [7 / 6, 1 / 6]) * scale, rtol=1e-6)
+    np.testing.assert_allclose(alone.standardise([[1, 2]], (1, 0)),
+                               ([1, 2] - np.array([1 / 6, 7 / 6])) * scale[[1, 0]][None], rtol=1e-6)
+    for x, entries, words in (([[1, 2, 3]], (), "states and goals must have 2 entries, as in the "),
+                              ([1, 2], (1,), "goals must have 1 entries")):
+        with pytest.raises(ValueError, match=words):
+            alone.standardise(x, entries)
     for actions in (np.full((6, 2), 1.1), np.full((6, 2), -1.1), np.full(6, -1), np.full(6, 1000),
                     np.zeros(6), np.zeros((6, 2, 1)), np.zeros((6, 2), int)):
         with pytest.raises(ValueError, match=r"actions must be \(N, a\) numbers in \[-1, 1\]"):
             alone.describe(envs.Dataset(obs, actions, ends), 1)
-    obs[:, 1] = 7
-    alone.describe(envs.Dataset(obs, np.zeros(6, int), ends), 1)
-    assert alone.side[1] == 1                               # it never changes
+    obs[:, 1] = 7                                           # it never changes
+    seen = alone.describe(envs.Dataset(obs, np.zeros(6, int), ends), 1)
+    assert (alone.centre[1], alone.scale[1]) == (7, 1) and (seen.observations[:, 1] == 0).all()
+
+
+def test_units_and_origin_of_the_data_do_not_matter():
+    """With states in other units agent and flat policy act alike, given those units."""
+    data, factor, shift = wanderers(), np.array([1e-4, 1e4, 3, 1]), np.array([0, 1e4, 0, -9])
+    acted = []
+    for states in (data.observations, data.observations.astype(float) * factor + shift):
+        def evaluate(act):
+            acted.append(act(states[:20], states[:20][::-1, [1, 0]], 0))
+            return {"seen": 1}
+
+        hiql.train(envs.Dataset(states, data.actions, data.terminals),
+                   hiql.resolve({**ALONE, "goal_indices": (1, 0)}), evaluate)
+    assert len(acted) == 8                                  # two evaluations of two policies
+    for plain, other in zip(acted[:4], acted[4:]):
+        np.testing.assert_allclose(plain, other, atol=2e-3)
+    assert np.abs(acted[0]).max() > 0.1
 
 
 def test_first_layers_bend_at_the_data_alone():
-    """[D14] with a side for each entry of s and of g, and their mean for z."""
-    data, side = wanderers(), np.array([1.0, 2.0, 4.0, 9.0])
-    env = SimpleNamespace(discrete=False, action_dim=2, side=side)
+    """[D14] with goals that are entries of a state."""
+    data, env = wanderers(), SimpleNamespace(discrete=False, action_dim=2, side=2.0)
     plain, p = (hiql.init_params(hiql.resolve({
         "env": "none", "hidden_dims": (40, 5), "goal_indices": (3, 1), "first_layer_init": kind}),
         env, data, generators(0, "init", "flat")) for kind in ("glorot", "data"))
     np.testing.assert_allclose(p["phi"]["dense0"]["W"], plain["phi"]["dense0"]["W"]
-                               * 8 / np.array([[*side, 9, 2]]).T, rtol=1e-6)
+                               * 4, rtol=1e-6)
     w, b = p["low"]["dense0"]["W"], p["low"]["dense0"]["b"]
-    np.testing.assert_allclose(np.abs(w).max(1) * [*side, *[4] * 10], 8 * np.sqrt(6 / 54), rtol=0.2)
+    np.testing.assert_allclose(np.abs(w).max(1), 4 * np.sqrt(6 / 54), rtol=0.2)
     s, g = data.observations.astype(float), data.observations[:, [3, 1]].astype(float)
     assert (np.abs(s @ w[:4] + b).min(0) < 1e-5).all()
     layer = p["phi"]["dense0"]

@@ -144,18 +144,22 @@ def evaluate(problem, agent):
     return dict(zip(names, np.mean(np.array(results, float), axis=0).tolist())), {}
 
 
-def evaluator(env, config, episodes=50, seed=0):
-    """evaluate(act) -> {"success"} for `hiql.train`, by episodes of a Gymnasium environment with
-    dict observations: the share in which info["success"] (or "is_success") was ever true.
+def evaluator(env, config, seed=0):
+    """evaluate(act) -> {"success"} for `hiql.train`, by config.eval_episodes episodes of a Gymnasium
+    environment with dict observations: the share in which info["success"] (or "is_success") was
+    ever true.
 
     desired_goal (P,) is a position. With config.goal_indices it is the goal that HIQL is given;
     without them the goal is a whole state (d,), whose first entries are the position and whose
     others, such as velocities, are 0. Every evaluation has the same starts and goals. Actions go to
     the environment as the data have them.
-    ValueError: the observation does not hold achieved_goal at goal_indices, or without them at its
-    beginning; an episode without end.
+    ValueError: other observations; one that does not hold achieved_goal at goal_indices, or without
+    them at its beginning; an info without success; an episode without end.
     """
     obs = env.reset(seed=seed)[0]
+    names = "observation", "achieved_goal", "desired_goal"
+    if not isinstance(obs, dict) or not obs.keys() >= set(names):
+        raise ValueError(f"the environment's observations must be dicts of {', '.join(names)}")
     s, position = obs["observation"], obs["achieved_goal"]
     indices = list(config.goal_indices or range(len(position)))
     if len(indices) != len(position) or max(indices) >= len(s) or (
@@ -164,18 +168,22 @@ def evaluator(env, config, episodes=50, seed=0):
                          "the position, achieved_goal; choose --goal-indices so that they are")
 
     def evaluate(act):
-        results = []
-        for episode in range(episodes):
+        results, told = [], False
+        for episode in range(config.eval_episodes):
             (obs, _), over, ever, t = env.reset(seed=seed + 1000 * episode), False, False, 0
             while not over:
                 s, goal = obs["observation"][None], obs["desired_goal"][None]
                 if not config.goal_indices:
                     goal = np.pad(goal, ((0, 0), (0, s.shape[1] - goal.shape[1])))
                 obs, _, terminated, truncated, info = env.step(act(s, goal, t)[0])
+                told = told or "success" in info or "is_success" in info
                 ever = ever or bool(info.get("success", info.get("is_success", False)))
                 over, t = terminated or truncated or ever, t + 1
                 _refuse_endless(t, ENDLESS)
             results.append(ever)
+        if not told:
+            raise ValueError("the environment's info has no success and no is_success; write an "
+                             "evaluate(act) of your own")
         return {"success": float(np.mean(results))}
 
     return evaluate

@@ -127,14 +127,16 @@ class Config(hiql.Config):
                                  "the whole state", hiql.INDICES)
     world: str = option("point-mass", "point-mass, or the name of a PointMaze of "
                         "gymnasium-robotics")
+    eval_episodes: int = option(50, "episodes of an evaluation", POSITIVE)
     episodes: int = option(1000, "trajectories collected", POSITIVE)
     rows: int = option(201, "states of each", POSITIVE)
     noise: float = option(0.5, "std of the controller's noise", NOT_NEGATIVE)
 
 
 def resolve(given):
-    """A whole Config, as `hiql.resolve`."""
-    return hiql.resolve({"env": "none", **given}, Config)
+    """A whole Config, as `hiql.resolve`; --quick collects less, too."""
+    less = {"episodes": 50} if given.get("quick") else {}
+    return hiql.resolve({"env": "none", **less, **given}, Config)
 
 
 def prepare(config, checkpoint=None):

@@ -125,7 +125,8 @@ def test_evaluation_by_gymnasiums_calls(indices, goal, key):
         steps.append(t)
         return np.array([t])
 
-    evaluate = lab.gym.evaluator(env, SimpleNamespace(goal_indices=indices), episodes=4, seed=7)
+    config = SimpleNamespace(goal_indices=indices, eval_episodes=4)
+    evaluate = lab.gym.evaluator(env, config, seed=7)
     del env.seeds[:]
     assert evaluate(act) == {"success": 0.5} and steps == [*range(4), 0, 1] * 2
     assert evaluate(act) == {"success": 0.5} and env.seeds[:4] == env.seeds[4:]
@@ -140,10 +141,16 @@ def test_evaluation_refuses_other_goals_and_episodes_without_end(monkeypatch):
     env, steps = Script("success"), iter(range(40))
     env.step = lambda a: (env._observation(), 0.0, False, not next(steps, None), {})
     next(steps)
-    evaluate = lab.gym.evaluator(env, SimpleNamespace(goal_indices=()))
+    config = SimpleNamespace(goal_indices=(), eval_episodes=50)
+    evaluate = lab.gym.evaluator(env, config)
     monkeypatch.setattr(lab.gym, "ENDLESS", 30)
     with pytest.raises(ValueError, match="an episode did not end in 31 steps; the environment nee"):
         evaluate(lambda s, g, t: np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="has no success and no is_success; write an evaluate"):
+        lab.gym.evaluator(Script("solved"), config)(lambda s, g, t: np.array([t]))
+    env.reset = lambda seed: (np.zeros(4), {})
+    with pytest.raises(ValueError, match="must be dicts of observation, achieved_goal, desired_goal"):
+        lab.gym.evaluator(env, config)
 
 
 def test_a_run_learns_from_its_world(tmp_path, monkeypatch):
@@ -153,7 +160,7 @@ def test_a_run_learns_from_its_world(tmp_path, monkeypatch):
 
     def noted(env, config, seed):
         evaluated.append((type(env), config.goal_indices, seed))
-        return evaluator(env, config, 1, seed)
+        return evaluator(env, replace(config, eval_episodes=1), seed)
 
     monkeypatch.setattr(own_data, "collect", lambda *words: collected.append(words) or collect(
         *words))
@@ -167,7 +174,7 @@ def test_a_run_learns_from_its_world(tmp_path, monkeypatch):
     assert result.summary["success"] in (0, 1) and config.env == "none"
     saved = load_tree(tmp_path / "checkpoint.npz")
     own_data.prepare(config, saved)                         # a checkpoint knows its data
-    with pytest.raises(ValueError, match="the data of none are not those of"):
+    with pytest.raises(ValueError, match="the data are not those of the run"):
         own_data.prepare(replace(config, seed=4), saved)
     assert own_data.resolve({"goal_indices": ()}).goal_indices == ()
     assert hiql.resolve({"env": "none"}).goal_indices == ()

@@ -38,12 +38,17 @@ def prepare(config, checkpoint=None, data=None, evaluate=None, **parts):
     """
     env = envs.make(config.env)
     rngs = generators(config.seed, "data", "hide", "init", "flat", "batch")
+    if not (data is None or isinstance(data, envs.Dataset)):
+        raise ValueError("data must be an envs.Dataset(observations, actions, terminals), not "
+                         f"{type(data).__name__}")
     if data is None:
         data = datasets.load_dataset(config.dataset) if config.dataset else env.dataset(
             rngs["data"])
     if config.env == "none":
-        env.describe(data, config.subgoal_steps, config.dataset or "the data set")
+        data = env.describe(data, config.subgoal_steps, config.dataset or "the data set")
         config.discrete = env.discrete
+        parts["actors"] = {name: partial(in_the_datas_units, actor, env)
+                           for name, actor in parts["actors"].items()}
         if max(config.goal_indices, default=0) >= data.observations.shape[1]:
             raise ValueError(f"--goal-indices {text_of(config.goal_indices)} go beyond the "
                              f"{data.observations.shape[1]} entries of an observation")
@@ -61,12 +66,18 @@ def prepare(config, checkpoint=None, data=None, evaluate=None, **parts):
                                  "evaluate": evaluation, "draw": draw, "train": train, **parts})
     if checkpoint is not None:
         fresh = init_agent(problem, generators(config.seed, "init", "flat"))
+        if "data" in checkpoint and not np.array_equal(checkpoint["data"], fresh["data"]):
+            raise ValueError("the data are not those of the run; their file, or what collects "
+                             "them, has changed")
         check_checkpoint(checkpoint, fresh, rngs,
                          {"update": config.steps + config.policy_steps})
-        if checkpoint["data"] != fresh["data"]:
-            raise ValueError(f"the data of {config.env} are not those of the run; their file, or "
-                             "what collects them, has changed")
     return problem
+
+
+def in_the_datas_units(actor, env, params, config, rng):
+    """An actor whose act takes states and goals as the data have them, of an `envs.DataAlone`."""
+    act = actor(params, config, rng)
+    return lambda s, g, t: act(env.standardise(s), env.standardise(g, config.goal_indices), t)
 
 
 def hide_actions(data, fraction, rng):
@@ -169,11 +180,15 @@ def summarise(problem, agent, last, seconds):
 def evaluate_checkpoint(problem, agent):
     """The summary of a saved agent, with the starts and goals of its evaluation in training.
 
-    ValueError: it has no policy yet."""
+    ValueError: it has no policy yet, or nothing to be evaluated in."""
     if no_policy_yet(problem, agent):
         raise ValueError(f"the run was stopped after {int(agent['update'])} updates, before its "
                          "policies began; there is nothing to evaluate yet")
-    return summarise(problem, agent, problem.evaluate(problem, agent)[0], float(agent["seconds"]))
+    found, _ = problem.evaluate(problem, agent)
+    if not found:
+        raise ValueError("a run on data alone has no environment to be evaluated in; from Python, "
+                         "hiql.load(FOLDER) gives its act")
+    return summarise(problem, agent, found, float(agent["seconds"]))
 
 
 # ----------------------------------------------------------------------------- evaluation
@@ -227,8 +242,11 @@ def evaluate_by(evaluate, problem, agent):
     keys begin with flat_) -> summary, {}; without a function {}, {}."""
     summary = {}
     for name, actor in problem.actors.items() if evaluate else ():
-        act = actor(agent["params"], problem.config, np.random.default_rng(0))
-        summary.update({f"flat_{key}" if summary else key: x for key, x in evaluate(act).items()})
+        found = evaluate(actor(agent["params"], problem.config, np.random.default_rng(0)))
+        if not isinstance(found, dict):
+            raise ValueError("evaluate(act) must return {name: number}, not "
+                             f"{type(found).__name__}")
+        summary.update({f"flat_{key}" if summary else key: x for key, x in found.items()})
     return summary, {}
 
 

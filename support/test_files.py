@@ -442,7 +442,7 @@ CHECKPOINTS = [
     (hiql, "update", np.array(10**12), DAMAGED + "update"),
     (hiql, "update", np.array(5.0), MISFIT + "update is float64"),
     (hiql, "update", np.array([5]), MISFIT + "update is int64 of shape (1,)"),
-    (hiql, "data", np.array(5), "the data of small are not those of the run"),
+    (hiql, "data", np.array(5), "the data are not those of the run"),
     (hiql, "seconds", np.array(-1.0), DAMAGED + "seconds"),
     (hiql, "seconds", np.array(np.nan), DAMAGED + "seconds"),
     (hiql, "seconds", None, MISFIT + "it has no seconds"),

@@ -351,11 +351,13 @@ def test_data_of_no_environment(tmp_path, monkeypatch, capsys):
     assert all((x == trees[1][path]).all() for path, x in trees[0].items() if path != "seconds")
     act, states = hiql.load(whole), np.zeros((3, 4), np.float32)
     assert act(states, states[:, :2] + 1, 0).shape == (3, 2)
-    assert run(hiql, "--eval", whole) == 0
-    data_file(file, actions=lambda a: a / 2)
     capsys.readouterr()
     assert run(hiql, "--eval", whole) == 2
-    assert "the data of none are not those of the run" in capsys.readouterr().err
+    assert "data alone has no environment to be evaluated in; from" in capsys.readouterr().err
+    for changes in ({"actions": lambda a: a / 2}, {"observations": lambda s: s[:, :3]}):
+        data_file(file, **changes)
+        assert run(hiql, "--eval", whole) == 2
+        assert "the data are not those of the run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes, message", [
