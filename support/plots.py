@@ -32,7 +32,8 @@ def save_figure(figure, path):
 
 
 def draw_maze(ax, env, values=None, **style):
-    """Walls, and a map of values if given: (n,), one for each free point of `lattice`.
+    """Walls, and a map of values if given: (n,), one for each free point of `lattice`. Without it a
+    chasm, c in the layout, is grey.
 
     x to the right and y up; on grids columns to the right and row 0 on top. style: of imshow, for
     the values. -> the image, for a colour bar.
@@ -40,7 +41,8 @@ def draw_maze(ax, env, values=None, **style):
     h, w = env.walls.shape
     free = lattice(env)[1]
     image = np.full(free.shape, np.nan)
-    image[free] = 0 if values is None else values
+    chasm = (env.layout == "c").repeat(len(free) // h, 0).repeat(len(free) // h, 1)
+    image[free] = 0.4 * chasm[free] if values is None else values
     low, high = (-0.5, h - 0.5), (-0.5, w - 0.5)                # row and column edges
     if not env.discrete:
         low, high = env.centre(list(zip(low, high))).T[::-1]

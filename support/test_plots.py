@@ -58,6 +58,15 @@ def test_places_of_the_lattice_by_hand():
     assert plots.plot_xy(wide, [[3, 5]])[0] == 3 and plots.plot_xy(wide, [[3, 5]])[1] == 5
 
 
+def test_a_chasm_is_grey():
+    """Walls are empty, free cells white; row 0 of the picture is the lowest y."""
+    image = plots.draw_maze(plots.plt.figure().add_subplot(),
+                            envs.make_task("point-fall").maze).get_array().filled(np.nan)
+    plots.plt.close("all")
+    assert image.shape == (48, 32) and np.isnan(image[20, 4])
+    assert image[20, 12] == 0 and image[28, 12] == 0.4 and image[36, 12] == 0
+
+
 def test_the_curve_shows_success_and_losses(tmp_path, monkeypatch):
     """Above every success but those of single tasks, below every loss; empty cells are left out."""
     kept = []
