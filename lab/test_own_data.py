@@ -177,4 +177,5 @@ def test_a_run_learns_from_its_world(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="the data are not those of the run"):
         own_data.prepare(replace(config, seed=4), saved)
     assert own_data.resolve({"goal_indices": ()}).goal_indices == ()
+    assert own_data.resolve({"quick": True}).episodes == 50     # 1,000 take a minute
     assert hiql.resolve({"env": "none"}).goal_indices == ()
