@@ -2535,8 +2535,9 @@ def test_the_penalty_of_a_saturated_tanh_reaches_the_policy(monkeypatch):
     level = hiro.td3_init(np.random.default_rng(0), 2, 1, config)
     hiro.td3_update(level, one_step(), np.random.default_rng(0), 0.9, 1.0, config)
     assert seen == [(0.25,)]
-    assert [hiro.resolve({"env": name}).tanh_penalty for name in (
-        "point-push", "point-fall", "point-umaze")] == [0.05, 0.05, 0]
+    configs = [hiro.resolve({"env": name}) for name in ("point-push", "point-fall", "point-umaze")]
+    assert [c.tanh_penalty for c in configs] == [0.05, 0.05, 0]
+    assert [c.steps for c in configs] == [80_000, 80_000, 60_000]
 
 
 def test_policy_and_targets_are_delayed():

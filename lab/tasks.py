@@ -112,7 +112,7 @@ class BlockTask(envs.GoalEnv):
         is 3.9 away.
     """
 
-    settings = dict(tanh_penalty=0.05)                                                  # [E20]
+    settings = dict(steps=80_000, tanh_penalty=0.05)                                    # [E20]
     goal_terminates, goals_in_walls = False, True
     agent_half, block_half, high, low = 0.5, 1.95, 2.25, 0.25           # half-widths; z
 
