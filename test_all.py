@@ -1910,6 +1910,14 @@ def test_units_and_origin_of_the_data_do_not_matter():
     assert np.abs(acted[0]).max() > 0.1
 
 
+def test_what_is_no_dataset_or_no_evaluation_is_refused():
+    config = hiql.resolve({**ALONE, "steps": 1, "eval_interval": 1})
+    with pytest.raises(ValueError, match="data must be an envs.Dataset.*, not tuple"):
+        hiql.train((np.zeros((3, 2)), np.zeros((3, 2)), np.ones(3)), config)
+    with pytest.raises(ValueError, match="must return {name: number}, not float"):
+        hiql.train(wanderers(), config, lambda act: 0.5)
+
+
 def test_first_layers_bend_at_the_data_alone():
     """[D14] with goals that are entries of a state."""
     data, env = wanderers(), SimpleNamespace(discrete=False, action_dim=2, side=2.0)

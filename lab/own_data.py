@@ -1,7 +1,7 @@
 """HIQL on data that are not of envs.py: collected and evaluated by Gymnasium's reset and step.
 
     python -m lab.own_data                  a point mass with inertia: states x, y and velocity,
-                                            the action a force; four minutes on one core
+                                            the action a force; five minutes on one core
     python -m lab.own_data --world PointMaze_UMaze-v3
                                             the same by gymnasium-robotics, to be installed with
                                             pip install gymnasium-robotics

@@ -254,6 +254,10 @@ def test_starts_and_goals_that_do_not_fit_are_refused():
         fall.reset(options={"goal": [0, 8]})
     with pytest.raises(ValueError, match="start must have 2 numbers, not 3"):
         fall.reset(options={"start": 3})
+    rooms = FourRoomsTask()
+    rooms.reset(seed=0)
+    with pytest.raises(ValueError, match="an action is two finite numbers"):
+        rooms.step(np.array([np.nan, 0]))
 
 
 def test_blocks_by_gymnasiums_calls():

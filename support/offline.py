@@ -113,7 +113,7 @@ def train(problem, run=None):
     """Train; every eval_interval updates evaluate and save; at the end draw and summarise.
 
     run: a `support.run.Run`; without one nothing is written. -> namespace with summary, agent and
-    act(s (N,2), g (N,2), t) -> actions, t the step of the episode.
+    act(s (N,d), g (N,G), t) -> actions, t the step of the episode.
     """
     config, rngs, shown = problem.config, problem.rngs, {}
     run = run or Run(None, config)
@@ -140,7 +140,7 @@ def train(problem, run=None):
 
 
 def agent_actor(problem, agent):
-    """act(s (N,2), g (N,2), t) of the agent; what it draws at random is drawn from seed 0."""
+    """act(s (N,d), g (N,G), t) of the agent; what it draws at random is drawn from seed 0."""
     actor = next(iter(problem.actors.values()))
     return actor(agent["params"], problem.config, np.random.default_rng(0))
 
