@@ -15,9 +15,12 @@ four times as fast as OGBench's and their data are fewer. The U-maze is that of 
 To see the mazes: `python -m support.plots`.
 """
 
+import nets                             # first: it sets one BLAS thread before numpy loads
+
 import importlib
+import json
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,21 +42,6 @@ LAYOUTS = {
         #...........#
         #.....#.....#
         #############""",
-    "maze": """
-        ##############
-        #....####....#
-        #....####....#
-        #....##......#
-        #....##......#
-        ###......#####
-        ###......#####
-        #....##......#
-        #....##......#
-        #..##....##..#
-        #..##....##..#
-        #......##....#
-        #......##....#
-        ##############""",
     "umaze": """
         #####
         #...#
@@ -94,7 +82,12 @@ LAYOUTS = {
         ################""",
 }
 
-# (start, goal) cells of the five evaluation tasks. The maze is the medium one, each cell doubled.
+# The maze is the medium one, each cell inside the border doubled in both directions.
+_inside = np.array([list(row) for row in LAYOUTS["medium"].split()])[1:-1, 1:-1]
+_doubled = np.pad(_inside.repeat(2, 0).repeat(2, 1), 1, constant_values="#")
+LAYOUTS["maze"] = "\n".join("".join(row) for row in _doubled)
+
+# (start, goal) cells of the five evaluation tasks
 TASKS = {
     "fourrooms": [((1, 1), (11, 11)), ((11, 1), (1, 11)), ((5, 5), (8, 8)), ((1, 11), (11, 11)),
                   ((8, 5), (2, 2))],
@@ -111,82 +104,6 @@ TASKS = {
 }
 
 
-def load(entry):
-    """The object that "module:name" names, imported when asked for; anything else as it is."""
-    if not isinstance(entry, str):
-        return entry
-    module, _, name = entry.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-class Encoding:
-    """What the networks see of observations: here the observations themselves."""
-
-    extra = 0                               # entries of `pair` beyond those of s and g
-
-    def __call__(self, x):
-        """Observations (..., d) -> (..., S), which begin with the position."""
-        return x
-
-    def pair(self, s, g):
-        """Encoded states s and goals g (..., S) -> (..., 2 S + extra), one input of a network."""
-        return np.concatenate([s, g], -1)
-
-
-class DataAlone:
-    """Stands in for an environment: what `describe` learns from the data alone.
-
-    discrete: whether actions are integers; action_dim: their entries, or how many integers there
-    are; centre, scale (d,): what `standardise` subtracts from each entry of a state, its mean, and
-    then multiplies by, so that the root mean square of its change in k steps (fewer at a
-    trajectory's end) is 3; 1 for an entry that never changes. On the data of point-medium, whose
-    cells have side 4, it is about 3: side is that of standardised states.
-    """
-
-    name, tasks, discrete, side = "none", (), None, 4.0
-
-    def settings(self, preset):
-        """What changes in hiql.Config's defaults: nothing."""
-        return {}
-
-    def encoding(self, name):
-        """The states themselves; ValueError for an encoding of mazes."""
-        if name != "position":
-            raise ValueError(f"--encoding {name} is for point mazes, not for data alone")
-        return Encoding()
-
-    def dataset(self, rng):
-        raise ValueError("--env none needs a --dataset")
-
-    def describe(self, data, k, name="the data set"):
-        """Set discrete, action_dim, centre and scale -> the data, standardised. ValueError, which
-        begins with the name: actions that are neither in [-1, 1] nor integers from 0."""
-        actions = data.actions
-        self.discrete = actions.dtype.kind in "iu"
-        if actions.ndim != 2 - self.discrete or actions.min() < -1 + self.discrete or (
-                actions.max() > (1, 999)[self.discrete]):
-            raise ValueError(f"{name}: actions must be (N, a) numbers in [-1, 1] or (N,) integers "
-                             f"from 0 to 999; here they are {actions.dtype} of shape "
-                             f"{actions.shape} from {actions.min()} to {actions.max()}")
-        self.action_dim = int(actions.max()) + 1 if self.discrete else actions.shape[1]
-        later = np.minimum(data.valid + k, data.last[data.valid])
-        states = data.observations.astype(float)
-        change = np.sqrt(((states[later] - states[data.valid]) ** 2).mean(0))
-        self.centre, self.scale = states.mean(0), 3 / np.where(change > 0, change, 3)
-        return Dataset(self.standardise(states), data.actions, data.terminals)
-
-    def standardise(self, x, entries=()):
-        """States (..., d) in the data's units, or goals that are these entries of a state, as the
-        networks see them: float32. ValueError: another number of entries."""
-        centre, scale = (y[list(entries)] if len(entries) else y for y in (self.centre, self.scale))
-        x = np.asarray(x, float)
-        if x.shape[-1:] != centre.shape:
-            raise ValueError(f"{'goals' if len(entries) else 'states and goals'} must have "
-                             f"{len(centre)} entries, as in the data; here their shape is "
-                             f"{x.shape}")
-        return ((x - centre) * scale).astype(np.float32)
-
-
 # ------------------------------------------------------------------------------------- mazes
 
 
@@ -201,22 +118,29 @@ class Maze:
         move(s, a, rng) -> s'       success(s, g) -> (N,) bool      limits(s, g) -> (N,) steps
         path_length(s, g) -> (N,)   follow(s, goal_cell (N,), noise, rng) -> actions, for `collect`
     and discrete (actions are integers), action_dim, side (of a cell), tolerance (the distance that
-    counts as reached), pair_distance (cells), time_limit (steps; None: `limits` depend on s and g).
+    counts as reached), pair_distance (cells between random evaluation pairs, at least), time_limit
+    (steps; None: `limits` depend on s and g).
     """
 
-    symbols, connected = "#.", True         # connected: a path joins any two free cells
+    symbols = "#."
+    connected = True                        # a path joins any two free cells
+    extra = 0                               # entries of `pair` beyond those of s and g
+    units = {}                              # what acting needs beside the maze's name: nothing
     recipe = dict(kind="navigate", episodes=1000, rows=201, noise=0.5)      # for `collect`
     defaults = {}                           # what the maze changes in hiql.Config's defaults
 
     def __init__(self, name, layout, tasks=None):
         rows = LAYOUTS.get(layout, layout).split()
-        if other := set("".join(rows)) - set(self.symbols):
+        if unknown := set("".join(rows)) - set(self.symbols):
             raise ValueError(f"{name}: a layout is one of {', '.join(LAYOUTS)}, or rows of "
-                             f"{' '.join(self.symbols)} (# is a wall); this one has {min(other)!r}")
-        if len(set(map(len, rows))) > 1:
-            raise ValueError(f"{name}: the rows of the layout have {min(map(len, rows))} to "
-                             f"{max(map(len, rows))} cells; all must have the same number")
-        self.name, self.layout = name, np.array([list(row) for row in rows])
+                             f"{' '.join(self.symbols)} (# is a wall); this one has "
+                             f"{min(unknown)!r}")
+        sizes = {len(row) for row in rows}
+        if len(sizes) > 1:
+            raise ValueError(f"{name}: the rows of the layout have {min(sizes)} to {max(sizes)} "
+                             "cells; all must have the same number")
+        self.name = name
+        self.layout = np.array([list(row) for row in rows])
         self.walls = self.layout == "#"
         self.cells = np.argwhere(~self.walls)                           # (n, 2) row, column
         if len(self.cells) < 2:
@@ -227,12 +151,14 @@ class Maze:
         self.index[tuple(self.cells.T)] = np.arange(len(self.cells))
         if self.connected and (self.distance < 0).any():
             raise ValueError(f"{name}: some free cells have no path to the others")
-        self.tasks = (TASKS.get(layout) or self.far_tasks()) if tasks is None else tasks
-        if len(self.tasks) and np.shape(self.tasks)[1:] != (2, 2):
+        if tasks is None:
+            tasks = TASKS.get(layout) or self.far_tasks()
+        if len(tasks) and np.shape(tasks)[1:] != (2, 2):
             raise ValueError(f"{name}: a task is a start and a goal cell, ((row, column), (row, "
                              "column))")
-        if wrong := {tuple(cell) for task in self.tasks for cell in task} - set(
-                map(tuple, self.cells.tolist())):
+        self.tasks = [(tuple(start), tuple(goal)) for start, goal in tasks]
+        free = set(map(tuple, self.cells.tolist()))
+        if wrong := {cell for task in self.tasks for cell in task} - free:
             raise ValueError(f"{name}: the tasks have {min(wrong)}, which is no free cell")
 
     def far_tasks(self):
@@ -241,32 +167,44 @@ class Maze:
         starts = [self.distance.max(1).argmax()]
         while len(starts) < 5:
             starts.append(self.distance[starts].min(0).argmax())
-        ends = self.distance[starts].argmax(1)
-        return [(tuple(a), tuple(b)) for a, b in self.cells[np.stack([starts, ends], 1)].tolist()]
+        goals = self.distance[starts].argmax(1)
+        return self.cells[np.stack([starts, goals], 1)].tolist()
 
-    def settings(self, preset):
-        """What the maze changes in hiql.Config's defaults: a dict, here one for all presets."""
+    def settings(self, published=False):
+        """What the maze changes in hiql.Config's defaults; published: if the rates are those."""
         return dict(self.defaults)
-
-    def encoding(self, name):
-        """The `Encoding` of that name; ValueError if the maze has none."""
-        return Encoding() if name == "position" else load("lab.ogbench:make_encoding")(name, self)
 
     def dataset(self, rng):
         """The offline data set, collected by the maze's recipe: a Dataset."""
         return collect(self, rng, **self.recipe)
 
+    def see_positions(self):
+        """Let networks see positions alone; here they do."""
+
+    def encode(self, obs, dtype=np.float32):
+        """What the networks see of observations (..., 2): here the same, in that dtype."""
+        return np.asarray(obs, dtype)
+
+    def encode_goal(self, goal, dtype=np.float32):
+        """What the networks see of goals (..., 2), which are observations."""
+        return self.encode(goal, dtype)
+
+    def pair(self, s, g):
+        """Encoded states s (..., S) and goals g (..., G), one input: (..., S + G + extra)."""
+        return np.concatenate([s, g], -1)
+
     @cached_property
     def distance(self):
         """Steps of the shortest path between any two free cells, -1 without one: (n, n) ints."""
-        return np.where(np.isfinite(self._paths[0]), self._paths[0], -1).astype(int)
+        steps, _ = self._paths
+        return np.where(np.isfinite(steps), steps, -1).astype(int)
 
     @cached_property
     def next_cell(self):
         """next_cell[i, j]: number of the cell after i on a shortest path to j; i if i is j or no
         path exists; (n, n)."""
-        step = self._paths[1].T                 # the predecessor of i on the path from j to i
-        return np.where(step < 0, np.arange(len(step))[:, None], step)
+        _, before = self._paths                 # before[j, i]: of i on the path from j to i
+        return np.where(before.T < 0, np.arange(len(before))[:, None], before.T)
 
     @cached_property
     def _paths(self):
@@ -277,7 +215,8 @@ class Maze:
     def corridors(self):
         """Which cells (n,) are straight corridors: two open sides, opposite each other."""
         i, j = self.cells.T
-        rows, columns = ~self.walls[[i - 1, i + 1], j], ~self.walls[i, [j - 1, j + 1]]
+        rows = ~self.walls[[i - 1, i + 1], j]
+        columns = ~self.walls[i, [j - 1, j + 1]]
         return (rows.all(0) & ~columns.any(0)) | (columns.all(0) & ~rows.any(0))
 
     def number(self, obs):
@@ -317,8 +256,11 @@ class GridWorld(Maze):
     times the length of the shortest path, at least 4.
     """
 
-    discrete, action_dim, side, tolerance = True, 5, 1.0, 0.5
-    pair_distance = 8                       # random evaluation pairs: at least so many cells apart
+    discrete = True
+    action_dim = 5
+    side = 1.0
+    tolerance = 0.5
+    pair_distance = 8
     time_limit = None                       # depends on start and goal
     moves = np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]])
     recipe = {**Maze.recipe, "noise": 0.3}
@@ -366,30 +308,34 @@ class GridWorld(Maze):
         return self.distance[self.number(s), self.number(g)]
 
 
+NEAR = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])      # a cell and those around
+
+
 class PointMaze(Maze):
     """A disc of radius `radius` among square walls: pos += speed * clip(a, -1, 1).
 
-    contact="slide": the disc is pushed out of walls along the normal of its deepest contact until
-    no contact is left, so that it slides along walls without friction. A move is made in equal
-    parts that are no longer than the radius (or 0.02 of a cell's side, if that is more), so that
-    nothing passes through a wall or a corner. contact="undo", as of HIRO's robot: a move that
-    would take the centre into a wall is not made at all; the radius has no effect.
+    The disc is pushed out of walls along the normal of its deepest contact until no contact is
+    left, so that it slides along walls without friction. A move is made in equal parts that are no
+    longer than the radius (or 0.02 of a cell's side, if that is more), so that nothing passes
+    through a wall or a corner.
     Success: within 1.0 of the goal. `place`: cell centre + U(-noise, noise)^2. limit: steps of an
-    episode. ValueError: a radius, speed or contact out of range.
+    episode. ValueError: a radius or speed out of range.
     """
 
-    discrete, action_dim, side, tolerance, pair_distance = False, 2, 4.0, 1.0, 6
+    discrete = False
+    action_dim = 2
+    side = 4.0
+    tolerance = 1.0
+    pair_distance = 6
 
-    def __init__(self, name, layout, speed=0.8, limit=250, radius=0.7, noise=1.0, contact="slide",
-                 tasks=None):
+    def __init__(self, name, layout, speed=0.8, limit=250, radius=0.7, noise=1.0, tasks=None):
         super().__init__(name, layout, tasks)
         if not 0 <= radius < 0.5 * self.side or not speed > 0:
             raise ValueError(f"radius {radius} must be in [0, 2) and speed {speed} positive")
-        if contact not in ("slide", "undo"):
-            raise ValueError(f"contact must be slide or undo, not {contact!r}")
-        self.contact = contact
         self.radius = max(radius, 1e-6)         # radius 0: a point stays just off the walls
-        self.speed, self.time_limit, self.noise = speed, limit, noise
+        self.speed = speed
+        self.time_limit = limit
+        self.noise = noise
 
     def cell(self, obs):
         return np.floor(np.asarray(obs)[..., ::-1] / self.side + 1.5).astype(int)
@@ -400,14 +346,14 @@ class PointMaze(Maze):
 
     def place(self, cells, rng=None):
         centre = self.centre(cells)
-        return centre if rng is None else centre + rng.uniform(-self.noise, self.noise,
-                                                               centre.shape)
+        if rng is None:
+            return centre
+        return centre + rng.uniform(-self.noise, self.noise, centre.shape)
 
     def move(self, s, a, rng=None):
         """s (N, 2), a (N, 2), clipped to [-1, 1] -> s' (N, 2)."""
-        s, step = np.array(s, float), self._step(s, a)
-        if self.contact == "undo":
-            return np.where(self.is_free(s + step)[:, None], s + step, s)
+        step = self._step(s, a)
+        s = np.array(s, float)
         parts = int(np.ceil(self.speed * np.sqrt(2) / max(self.radius, 0.02 * self.side)))
         half = self.side / 2
         margin = max(self.radius, self.speed / parts) + 1e-6    # farther from all edges: no contact
@@ -436,19 +382,21 @@ class PointMaze(Maze):
                 return
             s[live] += depth[:, None] * normal
 
+    def _around(self, s, half):
+        """The 3 x 3 cells around positions s (N, 2), as squares of that half-width: s less the
+        nearest point of each square (N, 9, 2), its length (N, 9), and whether a cell is a wall."""
+        cells = np.clip(self.cell(s)[:, None] + NEAR, 0, np.array(self.walls.shape) - 1)
+        gap = s[:, None] - self.centre(cells)
+        gap -= np.clip(gap, -half, half)
+        return gap, np.sqrt((gap ** 2).sum(-1)), self.walls[cells[..., 0], cells[..., 1]]
+
     def _contacts(self, s):
-        """The 3 x 3 cells around discs at s (N, 2): how deep (N, 9) the disc is in each, negative
-        without contact (-inf: the cell is free, or has the disc's centre in it); normals out of
-        the cell (N, 9, 2); whether it is a wall (N, 9); the cells' centres (N, 9, 2)."""
-        near = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
-        cells = np.clip(self.cell(s)[:, None] + near, 0, np.array(self.walls.shape) - 1)
-        centre, half = self.centre(cells), self.side / 2
-        gap = s[:, None] - centre
-        gap -= np.clip(gap, -half, half)        # from the nearest point of the square to s
-        length = np.sqrt((gap ** 2).sum(-1))
-        wall = self.walls[cells[..., 0], cells[..., 1]]
+        """Of discs at s (N, 2) with the 3 x 3 cells around: depths (N, 9), negative without contact
+        (-inf: the cell is free, or has the disc's centre in it); normals out of the cells
+        (N, 9, 2); whether the centre is in a wall (N,)."""
+        gap, length, wall = self._around(s, self.side / 2)
         depth = np.where(wall & (length > 0), self.radius - length, -np.inf)
-        return depth, gap / np.maximum(length, 1e-12)[..., None], wall, centre
+        return depth, gap / np.maximum(length, 1e-12)[..., None], wall[:, 4]
 
     def _deepest_contact(self, s):
         """Depth (N,) of the deepest contact with the 3 x 3 cells around, and its normal (N, 2).
@@ -456,17 +404,15 @@ class PointMaze(Maze):
         The contact is at the nearest point of a wall cell. Where the disc's centre itself is in a
         wall, the way out is to the nearest point of a free cell.
         """
-        depth, normal, wall, centre = self._contacts(s)
-        rows, deepest = np.arange(len(s)), depth.argmax(1)
-        depth, normal, inside = depth[rows, deepest], normal[rows, deepest], wall[:, 4]
-        if inside.any():
-            inner = self.side / 2 - 1e-9        # away > 0 even if the disc's centre is on an edge
-            gap = (s[:, None] - centre)[inside]
-            gap -= np.clip(gap, -inner, inner)
-            away = np.where(wall[inside], np.inf, np.sqrt((gap ** 2).sum(-1)))
-            out = np.arange(len(away)), away.argmin(1)
-            depth[inside] = self.radius + away[out]
-            normal[inside] = -gap[out] / away[out][:, None]
+        depth, normal, inside = self._contacts(s)
+        deepest = np.arange(len(s)), depth.argmax(1)
+        depth, normal = depth[deepest], normal[deepest]
+        if inside.any():                        # away > 0 even if the disc's centre is on an edge
+            gap, away, wall = self._around(s[inside], self.side / 2 - 1e-9)
+            away = np.where(wall, np.inf, away)
+            nearest = np.arange(len(away)), away.argmin(1)
+            depth[inside] = self.radius + away[nearest]
+            normal[inside] = -gap[nearest] / away[nearest][:, None]
         return depth, normal
 
     def follow(self, s, goal_cell, noise, rng):
@@ -505,6 +451,8 @@ class Entry:
     settings: dict = field(default_factory=dict)    # changes of the class's own `defaults`
 
 
+# Classes of the laboratory stand here as strings, which `make` imports only when it is asked for
+# one: no other line of this file depends on lab/.
 ENVIRONMENTS = {
     "grid-fourrooms": Entry(GridWorld, dict(layout="fourrooms")),
     "grid-maze": Entry(GridWorld, dict(layout="maze")),
@@ -517,26 +465,32 @@ ENVIRONMENTS = {
     "point-giant": Entry(PointMaze, dict(layout="giant"), settings=dict(discount=0.99)),
 }
 for _size in ("medium", "large", "giant", "teleport"):
-    # the recipes that OGBench published; a trajectory of T rows holds T - 1 transitions
-    for _recipe in (dict(kind="navigate", episodes=1000, rows=1001, noise=0.5),
-                    dict(kind="stitch", episodes=5000, rows=201, noise=0.5)):
-        if _size == "giant" and _recipe["kind"] == "navigate":
-            _recipe.update(episodes=500, rows=2001)
-        ENVIRONMENTS[f"pointmaze-{_size}-{_recipe['kind']}-v0"] = Entry(
-            "lab.ogbench:OGBenchMaze", dict(layout=_size), _recipe)
+    for _kind in ("navigate", "stitch"):
+        ENVIRONMENTS[f"pointmaze-{_size}-{_kind}-v0"] = Entry("lab.ogbench:OGBenchMaze",
+                                                              dict(layout=_size))
+BUILT_IN = tuple(ENVIRONMENTS)
+SAVED_KINDS = {"GridWorld": GridWorld, "PointMaze": PointMaze}      # of mazes in a checkpoint
+
+
+def imported(entry):
+    """The object that "module:name" names, imported when asked for; anything else as it is."""
+    if not isinstance(entry, str):
+        return entry
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def make(name, **changes):
     """The maze of that name; `changes` replace arguments of its class (slip=0.1, ...).
 
-    "none": `DataAlone`. ValueError: an unknown name, or arguments that the class refuses.
+    ValueError: an unknown name, or arguments that the class refuses.
     """
     if name == "none":
-        return DataAlone()
+        raise ValueError("'none' stands for data alone and is no maze")
     if name not in ENVIRONMENTS:
         raise ValueError(f"unknown environment {name!r}; known: {', '.join(ENVIRONMENTS)}")
     entry = ENVIRONMENTS[name]
-    env = load(entry.kind)(name, **{**entry.arguments, **changes})
+    env = imported(entry.kind)(name, **{**entry.arguments, **changes})
     env.recipe = {**env.recipe, **entry.recipe}
     env.defaults = {**env.defaults, **entry.settings}
     return env
@@ -550,11 +504,33 @@ def register(name, kind=PointMaze, recipe=None, settings=None, **arguments):
     change single entries of the class's. ValueError: a name that exists, or (unless kind is a
     string: then by `make`) arguments that the class refuses.
     """
-    if name in ENVIRONMENTS:
+    if name in ENVIRONMENTS or name == "none":
         raise ValueError(f"there is an environment {name!r} already")
     if isinstance(kind, type):
         kind(name, **arguments)                 # a wrong layout is refused here and not later
     ENVIRONMENTS[name] = Entry(kind, arguments, recipe or {}, settings or {})
+
+
+def saved_entry(name):
+    """What `register_saved` takes to register an own maze again, as JSON has it: a dict. None for
+    the mazes above, classes of other files, and arguments that JSON has no form for."""
+    entry = ENVIRONMENTS.get(name)
+    if name in BUILT_IN or entry is None or entry.kind not in SAVED_KINDS.values():
+        return None
+    try:
+        return json.loads(json.dumps({**vars(entry), "kind": entry.kind.__name__}))
+    except TypeError:
+        return None
+
+
+def register_saved(name, entry):
+    """Register an own maze by its `saved_entry`, unless the name is known. ValueError: no such
+    entry, or arguments that the class refuses."""
+    if name not in ENVIRONMENTS:
+        if entry["kind"] not in SAVED_KINDS:
+            raise ValueError(f"{name}: a saved maze is one of {', '.join(SAVED_KINDS)}")
+        register(name, SAVED_KINDS[entry["kind"]], entry["recipe"], entry["settings"],
+                 **entry["arguments"])
 
 
 # ---------------------------------------------------------------------------- online tasks
@@ -569,18 +545,26 @@ class GoalEnv:
     steps, None: the maze's own). info["success"]: whether this step's end counts as reached.
     A subclass may change starts and goals (`draw`, `tests`), the states of N agents (`begin`: here
     their positions) and how they move (`move`), what they see (`observe`), their `position` and its
-    distance to the goal (`distance`), when it counts as reached (`reached`, `reached_last`) and the
-    reward; goal_terminates; goals_in_walls: `reset` allows them. settings: what the task changes in
-    hiro.Config's defaults. goal_scale: factor on its goal_range for each axis of the position.
+    distance to the goal (`distance`), when it counts as reached (`reached`, `reached_last`), the
+    reward, and the attributes below.
     """
 
-    settings, goal_terminates, goals_in_walls, goal_scale = {}, True, False, 1.0
+    settings = {}                           # what the task changes in hiro.Config's defaults
+    eval_noise = 0.0                        # std of the noise on actions in evaluation
+    goal_scale = 1.0                        # factor on goal_range for each axis of the position
+    goal_terminates = True
+    goals_in_walls = False                  # whether `reset` allows them
 
     def __init__(self, maze, limit=None):
-        self.name, self.maze, self.limit = maze.name, maze, limit or maze.time_limit
-        self.rng, self.state = np.random.default_rng(), None
-        self.action_space = (SimpleNamespace(n=maze.action_dim, shape=()) if maze.discrete else
-                             SimpleNamespace(low=-np.ones(2), high=np.ones(2), shape=(2,)))
+        self.name = maze.name
+        self.maze = maze
+        self.limit = limit or maze.time_limit
+        self.rng = np.random.default_rng()
+        self.state = None
+        if maze.discrete:
+            self.action_space = SimpleNamespace(n=maze.action_dim, shape=())
+        else:
+            self.action_space = SimpleNamespace(low=-np.ones(2), high=np.ones(2), shape=(2,))
 
     @property
     def action_size(self):
@@ -595,27 +579,30 @@ class GoalEnv:
         task, or a position in a wall or of a wrong size.
         """
         options = dict(options or {})
-        if seed is not None:
-            self.rng = np.random.default_rng(seed)
         if unknown := set(options) - {"task", "start", "goal"}:
             raise ValueError(f"unknown reset options {sorted(unknown)}; known: task, start, goal")
+        if seed is not None:
+            self.rng = np.random.default_rng(seed)
         start, goal = self.draw(self.rng, 1)
         if "task" in options:
-            tasks = self.maze.tasks
+            number, tasks = options["task"], self.maze.tasks
             if not len(tasks):
                 raise ValueError(f"{self.name} has no numbered tasks; give start and goal")
-            if options["task"] not in range(1, len(tasks) + 1):
-                raise ValueError(f"task must be 1 to {len(tasks)}, not {options['task']}")
-            start, goal = self.maze.place(tasks[options["task"] - 1], self.rng)[:, None]
+            if number not in range(1, len(tasks) + 1):
+                raise ValueError(f"task must be 1 to {len(tasks)}, not {number}")
+            start, goal = self.maze.place(tasks[number - 1], self.rng)[:, None]
+        given = {"start": start[0], "goal": goal[0], **options}
         for name, drawn in (("start", start), ("goal", goal)):
-            if np.shape(options.get(name, drawn[0])) != drawn[0].shape:
-                raise ValueError(f"{name} must have {drawn.shape[1]} numbers, not {options[name]}")
-        start, goal = (np.array([options.get(name, drawn[0])], float)
-                       for name, drawn in (("start", start), ("goal", goal)))
+            if np.shape(given[name]) != drawn[0].shape:
+                raise ValueError(f"{name} must have {drawn.shape[1]} numbers, not {given[name]}")
+        start = np.array([given["start"]], float)
+        goal = np.array([given["goal"]], float)
         self.maze.number(start)                                         # refuses walls
         if not self.goals_in_walls:
             self.maze.number(goal)
-        self.state, self.goal, self.time = self.begin(start), goal, 0
+        self.state = self.begin(start)
+        self.desired_goal = goal
+        self.time = 0
         self.time_limit = self.limit or int(self.maze.limits(start, goal)[0])
         return self._observation(), {}
 
@@ -625,16 +612,17 @@ class GoalEnv:
             raise RuntimeError("call reset before step")
         self.state = self.move(self.state, np.asarray(action)[None])
         self.time += 1
-        distance = self.distance(self.state, self.goal)
+        distance = self.distance(self.state, self.desired_goal)
+        reward = float(self.reward(distance)[0])
         success = bool(self.reached(distance)[0])
         terminated = success and self.goal_terminates
-        return (self._observation(), float(self.reward(distance)[0]), terminated,
-                self.time >= self.time_limit and not terminated, {"success": success})
+        truncated = self.time >= self.time_limit and not terminated
+        return self._observation(), reward, terminated, truncated, {"success": success}
 
     def _observation(self):
         return {"observation": self.observe(self.state)[0].copy(),
                 "achieved_goal": self.position(self.state)[0].copy(),
-                "desired_goal": self.goal[0].copy()}
+                "desired_goal": self.desired_goal[0].copy()}
 
     def draw(self, rng, n):
         """Starts (n, 2) and goals (n, 2) of training."""
@@ -643,8 +631,10 @@ class GoalEnv:
 
     def tests(self, rng, n):
         """{name: (starts (n, 2), goals (n, 2))} of evaluation: the maze's tasks, and by `draw`."""
-        tests = {f"task{i}": tuple(self.maze.place(np.tile(cell, (n, 1)), rng) for cell in task)
-                 for i, task in enumerate(self.maze.tasks, 1)}
+        tests = {}
+        for number, (start, goal) in enumerate(self.maze.tasks, 1):
+            starts = self.maze.place([start] * n, rng)
+            tests[f"task{number}"] = starts, self.maze.place([goal] * n, rng)
         return {**tests, "random": self.draw(rng, n)}
 
     def begin(self, starts):
@@ -691,24 +681,25 @@ class UMazeTask(GoalEnv):
     Start (0, 0) + U(-0.1, 0.1)^2; training goals U(-2, 10)^2, some of them in walls; test goals
     (0, 8), (8, 0), (8, 8) and random free positions. Reward: minus the Euclidean distance. An
     episode has 500 steps; the goal does not end it. Reached: within 2.5 at any step (HIGL's
-    evaluation); at the last step also by the paper's measure, within 5 [E15].
+    evaluation); at the last step also by the paper's measure, within 5 [E15]. maze: in place of
+    point-umaze.
     """
 
-    goal_terminates, goals_in_walls = False, True
+    goal_terminates = False
+    goals_in_walls = True
 
-    def __init__(self, contact="slide"):
-        super().__init__(make("point-umaze", contact=contact), 500)
+    def __init__(self, maze=None):
+        super().__init__(maze or make("point-umaze"), 500)
 
     def draw(self, rng, n):
         return rng.uniform(-0.1, 0.1, (n, 2)), rng.uniform(-2, 10, (n, 2))
 
     def tests(self, rng, n):
         """{name: (starts (n, 2), goals (n, 2))}; the first is the paper's."""
-        maze = self.maze
         goals = {f"{x}_{y}": np.tile([float(x), float(y)], (n, 1))
                  for x, y in ((0, 8), (8, 0), (8, 8))}
-        cells = maze.cells[rng.integers(len(maze.cells), size=n)]
-        goals["random"] = maze.centre(cells) + rng.uniform(-2, 2, (n, 2))
+        cells = self.maze.cells[rng.integers(len(self.maze.cells), size=n)]
+        goals["random"] = self.maze.centre(cells) + rng.uniform(-2, 2, (n, 2))
         return {name: (self.draw(rng, n)[0], g) for name, g in goals.items()}
 
     def reached(self, distance):
@@ -721,16 +712,20 @@ class UMazeTask(GoalEnv):
         return -distance
 
 
-TASKS_ONLINE = {"point-umaze": UMazeTask, "point-umaze-undo": partial(UMazeTask, contact="undo"),
-                "point-push": "lab.tasks:PushTask", "point-fall": "lab.tasks:FallTask",
-                "grid-fourrooms": "lab.tasks:FourRoomsTask"}
+TASKS_ONLINE = {
+    "point-umaze": UMazeTask,
+    "point-umaze-undo": "lab.hiro_ablations:UndoTask",
+    "point-push": "lab.tasks:PushTask",
+    "point-fall": "lab.tasks:FallTask",
+    "grid-fourrooms": "lab.tasks:FourRoomsTask",
+}
 
 
 def make_task(name):
     """The online task of that name: a GoalEnv; ValueError if there is none."""
     if name not in TASKS_ONLINE:
         raise ValueError(f"unknown task {name!r}; known: {', '.join(TASKS_ONLINE)}")
-    task = load(TASKS_ONLINE[name])()
+    task = imported(TASKS_ONLINE[name])()
     task.name = name
     return task
 
@@ -803,13 +798,13 @@ def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5, progr
     s = env.place(env.cells[start], rng)
     goal_cell = draw_goal(start)
     goal = env.place(env.cells[goal_cell], rng)
-    observations = np.empty((rows, episodes, 2), np.float32)
-    actions = (np.empty((rows, episodes), np.int64) if env.discrete else
-               np.empty((rows, episodes, 2), np.float32))
+    observations, actions = [], []
     for t in range(rows):
         at = env.jump(s, rng) if t else s               # nobody jumps before the first step
-        observations[t], actions[t] = s, env.follow(at, goal_cell, noise, rng)
-        s = env.move(at, actions[t], rng if env.discrete else None)
+        a = env.follow(at, goal_cell, noise, rng).astype(np.int64 if env.discrete else np.float32)
+        observations.append(s.astype(np.float32))
+        actions.append(a)
+        s = env.move(at, a, rng if env.discrete else None)      # jumped already
         arrived = np.flatnonzero(env.success(s, goal))
         if len(arrived) and kind == "navigate":
             goal_cell[arrived] = draw_goal(arrived)
@@ -818,5 +813,7 @@ def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5, progr
             progress(t + 1)
     terminals = np.zeros((episodes, rows), bool)
     terminals[:, -1] = True
-    return Dataset(observations.swapaxes(0, 1).reshape(-1, 2),
-                   actions.swapaxes(0, 1).reshape((-1,) + actions.shape[2:]), terminals.ravel())
+    observations = np.stack(observations, 1)                    # (episodes, rows, 2)
+    actions = np.stack(actions, 1)
+    return Dataset(observations.reshape(-1, 2), actions.reshape(-1, *actions.shape[2:]),
+                   terminals.ravel())

@@ -12,228 +12,151 @@ Both policies learn by advantage-weighted regression (AWR) from that one value.
                               checkpoint, summary and pictures in runs/
     python hiql.py --help     every flag with its meaning and, where it differs, its published value
 
-In order, by support/run.py and support/offline.py: `resolve` makes the config from the flags,
-`prepare` makes the maze and collects its data; then in `train` `init_params` makes the networks,
-`learn` trains them (every eval_interval updates it is interrupted to evaluate the actors and to
-save a checkpoint), `draw` makes the pictures, and the summary is printed. One update of `learn`: a
-batch, all losses with their gradients, target EMA, Adam.
+What happens then, in order: `main` makes the config (`resolve`) and opens the run; `train` makes
+the maze, collects its data, makes the networks (`init_params`) and saves them; then `update` runs
+in a plain loop: a batch (`sample`), all losses with their gradients, target EMA, Adam. Every
+eval_interval updates, and after the last one, `evaluate` and a checkpoint; then the pictures
+(`draw`), and the summary is printed.
 
-Gradients: `value_loss` changes the value heads and phi, at the current state alone; each policy's
-loss changes that policy alone. All else is constant: the target network, phi anywhere else, the
-advantages and weights. A layer or net returns (output, back), and back(d output) returns
-(d input, d parameters); a constant is `stop_gradient(x)`, and its back is not called.
+The default is no reproduction [D12]: 128x3 units, batches of 256, 5,000 updates, Adam 2e-3 falling
+to 0, tau 0.1, inverse temperatures 10, discount 0.98, k 8 (published: 512x3, 1024, 1,000,000, 3e-4,
+0.005, 3, 0.99, 25); and first layers bend at states of the data [D14], the papers' do not.
+
+No gradient flows where `back` is not called (nets.py). `value_loss` changes the value heads and
+phi, at the current state alone; each policy's loss changes that policy alone. All else is constant:
+the target network, phi anywhere else, advantages and weights.
 
 Symbols inside the losses: s, s1 state and next state, g goal, w state k steps ahead (subgoal),
 a action, r reward in {-1, 0}, m mask, z representation, v value, t value by the target network,
-adv advantage A. Shapes: batch B, states S (as encoded), goals G (S, or with goal_indices fewer),
-representation R (S without phi), actions (B, a), in mazes a = 2, or (B,) integers, two value heads:
-v (2, B).
-The paper's text was not at hand: what it says is known from code and papers about it, equation
-numbers are as remembered, and only Eq. (4) is confirmed.
-
-Deviations: where the paper, its authors' code (seohongpark/HIQL) and OGBench's code
-(seohongpark/ogbench, impls/agents/hiql.py) differ, what is done here, and why. "Both codes" are
-the latter two. D13 stands in lab/baselines.py, D15 to D17 in lab/ogbench.py.
- D1  The expectile's weight follows the target network's residual (both codes), not that of the
-     learned value (paper): it then does not depend on the heads that are being fitted.
- D2  Two value heads (both codes; paper: one). The weight takes the smaller target head at s' and
-     the mean of both at s, which guards against over-estimation. Each head regresses to its own
-     target head; the losses add.
- D3  The target network is the EMA of the value heads alone, of their parameters before the step.
-     phi is one current network, shared by all, and learns from the value loss alone (both codes):
-     the policies shall not change the representation that the value relies on.
- D4  A = V(w, g) - V(s, g) and V(s', w) - V(s, w), mean of the learned heads (both codes;
-     reportedly the paper too): the n-step advantage without its reward and discount terms, which
-     hardly depend on the action.
- D5  A goal counts as reached in the very row of the data that it was taken from ("index", both
-     codes), not in every equal state (`--goal-reached-by state`): continuous states are never
-     equal. In a row that reaches its goal r = m = 0, so that goals absorb; else r = -1, m = 1.
- D6  A trajectory's very last row has no transition and is never a goal (OGBench; the authors' code
-     allows it). Subgoals are the state k steps ahead; those of the high-level policy are cut at its
-     goal, those of the low-level policy at the last transition. Policy goals come from the
-     trajectory's future (OGBench on navigate data; the authors' code takes 30 % random ones,
-     OGBench half on stitch data: `--actor-p-randomgoal`).
- D7  Policies are Gaussians of std 1 (OGBench) or of one learned std (authors' code:
-     `--no-const-std`, without its bounds on log std), categorical for discrete actions; with GELU
-     and without LayerNorm (OGBench; authors' code: ReLU). Value and phi: Dense, GELU, LayerNorm
-     (both codes).
- D8  phi([s; g]) of length sqrt(R), without epsilon (both codes). The paper's text has phi(g)
-     (`--rep-type phi_g`), which did worse in its experiments. `none` is the authors' variant
-     without phi: the high-level policy predicts the difference w - s.
- D9  All networks learn in one step (both codes), which is simpler; the paper trains the value
-     first and then the policies (`--policy-steps`).
- D10 Acting: the high-level policy is asked at every step (both codes) or every few
-     (`--subgoal-interval`; the paper: every k). Its mean is scaled to length sqrt(R), the length of
-     its targets; without phi the subgoal is s plus the mean. Actions are the mean, clipped.
-     Discrete actions are drawn at `--temperature` (2 on grids), because the likeliest one, at 0,
-     may push against a wall for ever.
- D11 AWR weights min(exp(alpha A), 100) as both codes. The exponent is clipped instead of the
-     weight, since exp overflows float32.
- D12 Sizes and rates of the default run are tuned for minutes instead of days. Published
-     (OGBench): 512x3 units, batches of 1024, 10^6 updates, Adam 3e-4, tau 0.005, inverse
-     temperatures 3, discount 0.99, k 25. Here: 128x3, 256, 5,000, Adam 2e-3 that falls linearly
-     to 0 over the second half (of each phase [D9]), tau 0.1, inverse temperatures 10; discount
-     0.98 and k 8, tuned for a robot four times as fast as OGBench's. `--preset paper` takes the
-     published rates, inverse temperatures and initialisation, not sizes, discount and k.
- D14 First layers start with weights 8 / (side of a cell) times Glorot's, and with biases that put
-     the bend of each unit at randomly drawn states of the data (`init_net`). From Glorot's weights
-     and biases 0 (both codes; `--first-layer-init glorot`) a few thousand updates leave the value
-     smooth across walls. Data without a maze are brought to the same scale (`envs.DataAlone`).
-     Last layers of policies start at 0.1 times Glorot's (both codes).
+adv advantage A. Shapes: batch B, states S (as the networks see them), goals G (S, or with
+goal_indices fewer), representation R (G without phi), actions (B, a), in mazes a = 2, or (B,)
+integers, two value heads: v (2, B). Tags [D1] ...: where paper, its authors' code and OGBench's
+differ, docs/deviations.md. Of the equation numbers only Eqs. (4), (6) and (7) are confirmed.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
 import math
-import sys
+import zlib
 from dataclasses import dataclass
-from functools import cached_property
+from types import SimpleNamespace
 
 import numpy as np
 
 import envs
-from nets import (adam, categorical_log_prob, ema, gaussian_log_prob, init_mlp,
+from nets import (adam, adam_init, categorical_log_prob, ema, gaussian_log_prob, init_mlp,
                   length_normalize, mlp, stop_gradient, tree_map)
-from support import offline, plots
-from support.flags import (INDICES, NOT_NEGATIVE, POSITIVE, SIZES, check_ranges, option,
-                           refuse_unused)
-from support.run import load_run, main
+from support import plots
+from support.datasets import DataAlone, check_dataset, load_dataset
+from support.flags import (AT_LEAST_2, BELOW_1, INDICES, NOT_NEGATIVE, OPEN, POSITIVE, SHARE,
+                           SIZES, make_config, option, parse, refuse_unused)
+from support.runs import (Program, Run, generators, one_line_errors, open_run, read_run, run_seeds,
+                          say, show)
 
-COUNTER = "update"                      # what support/run.py counts
+
+ENVIRONMENTS, REPS = (*envs.ENVIRONMENTS, "none"), ("phi_sg", "phi_g", "none")
+INITS = "data", "glorot"
 
 
 @dataclass
 class Config:
-    """Everything that decides a run; `resolve` puts in what the environment changes."""
+    """Everything that decides a run: default, meaning | OGBench's value.
 
-    env: str = option("point-medium", "environment; none: --dataset without one",
-                      (*envs.ENVIRONMENTS, "none"))
-    preset: str = option("fast", "fast: tuned here; paper: the published learning rate, tau, "
-                         "inverse temperatures and initialisation [D12]", ("fast", "paper"))
-    dataset: str = option("", "npz file in OGBench's layout; without it the data is collected")
-    seed: int = option(0, "seed of everything random, the collected data included; OGBench's "
-                       "mazes have one data set for all seeds", NOT_NEGATIVE)
-    steps: int = option(5000, "updates; with --policy-steps those of the value (published: "
-                        "1,000,000)", POSITIVE)
-    policy_steps: int = option(0, "0: all networks learn in one step; N: the value first, then "
-                               "the policies for N updates [D9]", NOT_NEGATIVE)
-    batch_size: int = option(256, "transitions in a batch (published: 1024)", POSITIVE)
-    hidden_dims: tuple = option((128, 128, 128), "hidden layers of every network (published: "
-                                "512,512,512)", SIZES)
-    lr: float = option(2e-3, "Adam's learning rate (published: 3e-4)", POSITIVE)
-    lr_decay: bool = option(True, "learning rate falls linearly to 0 over the second half "
-                             "(published: constant) [D12]")
-    discount: float = option(0.98, "discount gamma (published: 0.99)", "in (0, 1)")
-    expectile: float = option(0.7, "expectile of Eq. (4), the paper's tau (published: 0.7)",
-                              "in (0, 1)")
-    tau: float = option(0.1, "EMA rate of the target network (published: 0.005)", "in (0, 1)")
-    subgoal_steps: int = option(8, "k: a subgoal is the state so many steps ahead (published: 25)",
-                                POSITIVE)
-    high_alpha: float = option(10.0, "inverse temperature of the high-level policy's AWR "
-                               "(published: 3; authors' code: 1)", NOT_NEGATIVE)
-    low_alpha: float = option(10.0, "inverse temperature of the low-level policy's AWR "
-                              "(published: 3; authors' code: 1)", NOT_NEGATIVE)
-    flat_alpha: float = option(10.0, "inverse temperature of the flat policy's AWR (OGBench: 10)",
-                               NOT_NEGATIVE)
-    rep_dim: int = option(10, "size R of phi (published: 10)", "at least 2")
-    rep_type: str = option("phi_sg", "representation of subgoals: phi([s; g]), phi(g) or none "
-                           "[D8]", ("phi_sg", "phi_g", "none"))
-    const_std: bool = option(True, "Gaussian policies have std 1, else a learned one [D7]")
-    encoding: str = option("position", "what networks see of a state: its position; on point "
-                           "mazes also rbf, direction or rbf+direction (lab/ogbench.py [D15])")
-    temperature: float = option(0.0, "of the softmax that discrete actions are drawn from; 0: the "
-                                "likeliest action",
-                                NOT_NEGATIVE)
-    subgoal_interval: int = option(1, "steps from one subgoal to the next when acting [D10]",
-                                   POSITIVE)
-    action_free: float = option(0.0, "fraction of trajectories whose actions are hidden; value "
-                                "and high-level policy use them all the same", "in [0, 1]")
-    value_p_curgoal: float = option(0.2, "value goals: fraction that is the state itself "
-                                    "(published: 0.2)", "in [0, 1]")
-    value_p_trajgoal: float = option(0.5, "value goals: fraction from the trajectory's geometric "
-                                     "future (published: 0.5); the rest is random", "in [0, 1]")
-    goal_discount: float = option(0.0, "discount of the trajectory goals' geometric future; "
-                                  "0: the value's (published)", "in [0, 1)")
-    actor_p_randomgoal: float = option(0.0, "policy goals: fraction of random ones (published: 0, "
-                                       "stitch data 0.5; authors' code: 0.3) [D6]", "in [0, 1]")
-    first_layer_init: str = option("data", "first layers: weights and biases such that units "
-                                   "bend at data points, or Glorot and 0 (published) [D14]",
-                                   ("data", "glorot"))
-    goal_indices: tuple = option((), "entries of a state that make a goal, such as 0,1 of a "
-                                 "position; none: all", INDICES)
-    goal_reached_by: str = option("index", "when a goal counts as reached in the data [D5]",
-                                  ("index", "state"))
-    train_flat: bool = option(True, "also train a flat policy on the same value, to compare")
-    eval_episodes: int = option(20, "evaluation episodes for each task (published: 50)", POSITIVE)
-    eval_interval: int = option(1000, "updates between evaluations and checkpoints", POSITIVE)
+    `resolve` puts in what the environment changes. The authors' own alphas are 1."""
 
-    @cached_property
-    def encode(self):
-        """The `envs.Encoding` of this environment: what the networks see."""
-        return envs.make(self.env).encoding(self.encoding)
-
-    @cached_property
-    def discrete(self):
-        """Whether actions are integers."""
-        return envs.make(self.env).discrete
-
-    def goal(self, s):
-        """What of states (..., S) makes a goal: (..., G), the entries goal_indices, or all."""
-        return s[..., self.goal_indices] if self.goal_indices else s
+    env: str = option("point-medium", "environment; none: --dataset without one", ENVIRONMENTS)
+    dataset: str = option("", "npz file in OGBench's layout; none: the data is collected")
+    goal_indices: tuple = option((), "entries of a state that make a goal; none: all", INDICES)
+    seed: int = option(0, "seed of everything random, collected data included", NOT_NEGATIVE)
+    steps: int = option(5000, "updates (of the value, with --policy-steps) | 1,000,000", POSITIVE)
+    policy_steps: int = option(0, "the policies' updates after the value's [D9] | 0", NOT_NEGATIVE)
+    batch_size: int = option(256, "transitions in a batch | 1024", POSITIVE)
+    hidden_dims: tuple = option((128, 128, 128), "hidden layers | 512,512,512", SIZES)
+    lr: float = option(2e-3, "Adam's learning rate | 3e-4", POSITIVE)
+    lr_decay: bool = option(True, "it falls to 0 over the second half [D12] | constant")
+    discount: float = option(0.98, "discount gamma | 0.99", OPEN)
+    expectile: float = option(0.7, "expectile of Eq. (4), the paper's tau | 0.7", OPEN)
+    tau: float = option(0.1, "EMA rate of the target network | 0.005", OPEN)
+    subgoal_steps: int = option(8, "k: a subgoal is the state so many steps ahead | 25", POSITIVE)
+    high_alpha: float = option(10.0, "AWR's inverse temperature, high level | 3", NOT_NEGATIVE)
+    low_alpha: float = option(10.0, "AWR's inverse temperature, low level | 3", NOT_NEGATIVE)
+    flat_alpha: float = option(10.0, "AWR's inverse temperature, flat policy | 10", NOT_NEGATIVE)
+    rep_dim: int = option(10, "size R of phi | 10", AT_LEAST_2)
+    rep_type: str = option("phi_sg", "subgoals: phi([s; g]), phi(g), or no phi [D8] | phi_sg", REPS)
+    value_p_curgoal: float = option(0.2, "value goals: share of the state itself | 0.2", SHARE)
+    value_p_trajgoal: float = option(0.5, "value goals: share of the geometric future | 0.5", SHARE)
+    goal_discount: float = option(0.0, "discount of that future; 0: the value's | 0", BELOW_1)
+    actor_p_randomgoal: float = option(0.0, "policy goals: share of random ones [D6] | 0", SHARE)
+    first_layer_init: str = option("data", "units bend at data, or Glorot [D14] | glorot", INITS)
+    action_free: float = option(0.0, "share of trajectories whose actions are hidden | 0", SHARE)
+    train_flat: bool = option(True, "also train a flat policy on the same value, to compare | no")
+    subgoal_interval: int = option(1, "steps between subgoals, acting [D10] | 1", POSITIVE)
+    temperature: float = option(0.0, "integer actions: 0 likeliest, else drawn [D10]", NOT_NEGATIVE)
+    eval_interval: int = option(1000, "updates between evaluations | 100,000", POSITIVE)
+    eval_episodes: int = option(20, "evaluation episodes for each task | 50", POSITIVE)
 
 
-PUBLISHED = dict(lr=3e-4, lr_decay=False, tau=0.005, high_alpha=3.0, low_alpha=3.0,
-                 first_layer_init="glorot")                                     # [D12]
+PUBLISHED_RATES = dict(lr=3e-4, lr_decay=False, tau=0.005, high_alpha=3.0, low_alpha=3.0,
+                       first_layer_init="glorot")                               # [D12]
 QUICK = dict(steps=300, batch_size=128, hidden_dims=(64, 64), eval_interval=150, eval_episodes=4)
+WORDS = {"quick": "the whole path in seconds, pictures included; success is not promised",
+         "published_rates": "OGBench's rates, inverse temperatures and initialisation, not its "
+                            "sizes, encoding, discount and k [D12]"}
+ACTING = ("params", "update", "units")          # what acting and --eval need of an agent
+DEPARTED = dict(const_std=True, goal_reached_by="index", preset="fast", encoding="position")
+PROGRAM = Program("hiql.py", Config, "update", ACTING, DEPARTED)
 
 
 def resolve(given, config_class=Config, changes=None):
-    """A whole Config: defaults, changed by environment, preset, `changes`, --quick, flags given.
+    """A whole Config: defaults, changed by environment, --published-rates, `changes`, --quick, and
+    the flags given.
 
-    changes: those of an agent of lab/baselines.py. ValueError: a value out of its range, or values
-    that do not go together.
+    given: {field: value}, and quick or published_rates: True. changes: those of an agent of the
+    laboratory. ValueError: a value out of its range, or values that do not go together.
     """
     given = dict(given)
-    env = given.setdefault("env", "none" if given.get("dataset") else Config.env)
-    preset = given.get("preset", Config.preset)
-    values = {**envs.make(env).settings(preset), **(PUBLISHED if preset == "paper" else {}),
-              **(changes or {})}
+    name = given.setdefault("env", "none" if given.get("dataset") else Config.env)
+    published, values = given.pop("published_rates", False), {}
+    if name != "none":
+        values.update(envs.make(name).settings(published))
+    if published:
+        values.update(PUBLISHED_RATES)
+    values.update(changes or {})
     if given.pop("quick", False):
         values.update(QUICK)
         values["policy_steps"] = values["steps"] if values.get("policy_steps") else 0
-    if given.get("rep_type", values.get("rep_type")) == "none":
-        values.pop("encoding", None)                    # the subgoal is w - s, of positions
-    config = config_class(**{**values, **given})
-    check_ranges(config)
+    config = make_config(config_class, {**values, **given})
     refuse_unused(config, config_class(**values), {
         "rep_dim": config.rep_type == "none" and "--rep-type none",
         "flat_alpha": not (config.train_flat or changes) and "--no-train-flat"})
     if config.value_p_curgoal + config.value_p_trajgoal > 1:
         raise ValueError("--value-p-curgoal and --value-p-trajgoal must not exceed 1 together; the "
                          "rest are random goals")
-    if config.temperature and config.discrete is False:
-        raise ValueError(f"--temperature is for the discrete actions of grids, not for {env}")
-    if config.encoding != "position" and (config.discrete or config.rep_type == "none"):
-        raise ValueError(f"--encoding {config.encoding} is for point mazes and subgoals by phi")
-    if config.goal_indices and (env != "none" or config.rep_type == "none"):
+    if config.temperature and name != "none" and not envs.make(name).discrete:
+        raise ValueError(f"--temperature is for the discrete actions of grids, not for {name}")
+    if config.goal_indices and (name != "none" or config.rep_type == "none"):
         raise ValueError("--goal-indices is for --env none, since mazes have positions alone, and "
                          "for subgoals by phi")
-    config.encode                                       # refuses an encoding that does not exist
     return config
 
 
 # -------------------------------------------------------------------------------------- data
 
 
-def sample(data, rng, config):
+def goal_of(s, config):
+    """What of states (..., S) makes a goal: (..., G), the entries goal_indices, or all."""
+    return s[..., config.goal_indices] if config.goal_indices else s
+
+
+def sample(data, rng, config, env):
     """One batch of transitions with hindsight goals [D5][D6]: {name: array (B, ...)}.
 
     Row i of the data is drawn uniformly among those that have a transition; last_transition is
     the last such row of its trajectory, k is subgoal_steps.
     value_goals         row i itself with probability value_p_curgoal (0.2); row
-                        min(i + G, last_transition) with value_p_trajgoal (0.5), where
-                        G ~ Geometric(1 - discount), or goal_discount; else any row (0.3)
-    rewards, masks      r = m = 0 where row i reaches its value goal, else r = -1, m = 1
+                        min(i + n, last_transition) with value_p_trajgoal (0.5), where
+                        n ~ Geometric(1 - discount), or goal_discount; else any row (0.3)
+    rewards, masks      r = m = 0 where row i is its own value goal, else r = -1, m = 1
     high_actor_goals    row round(u min(i + 1, last) + (1 - u) last), last = last_transition,
                         u ~ U(0, 1): the two ends have half the weight of a row between them; or
                         with actor_p_randomgoal any row
@@ -253,10 +176,10 @@ def sample(data, rng, config):
         return data.last[rows] - 1
 
     def states(rows):
-        return config.encode(obs[rows])
+        return env.encode(obs[rows])
 
     def goals(rows):
-        return config.goal(states(rows))
+        return goal_of(states(rows), config)
 
     def policy_goals(i):
         last, u = last_transition(i), rng.random(n)
@@ -274,11 +197,9 @@ def sample(data, rng, config):
     u = rng.random(n)
     goal = np.where(u < config.value_p_curgoal, i, np.where(
         u < config.value_p_curgoal + config.value_p_trajgoal, future, draw(valid)))
-    reached = goal == i if config.goal_reached_by == "index" else (
-        config.goal(obs[goal]) == config.goal(obs[i])).all(-1)
     high_goal, high_target = policy_goals(i)
     batch = {"observations": states(i), "next_observations": states(i + 1),
-             "value_goals": goals(goal), "masks": (~reached).astype(np.float32),
+             "value_goals": goals(goal), "masks": (goal != i).astype(np.float32),
              "high_actor_goals": goals(high_goal), "high_actor_targets": states(high_target)}
     batch["rewards"] = -batch["masks"]
     j, low = i, (batch["observations"], batch["next_observations"], batch["high_actor_goals"])
@@ -292,6 +213,19 @@ def sample(data, rng, config):
     return batch
 
 
+def hide_actions(data, fraction, rng):
+    """Hide the actions of that fraction of trajectories, drawn at random: `data.labelled` keeps
+    the rows of the others alone. ValueError if none are left.
+    """
+    trajectories = len(data.lengths)
+    hidden = round(fraction * trajectories)
+    if hidden >= trajectories:
+        raise ValueError(f"--action-free {fraction} hides the actions of all trajectories")
+    shown = np.ones(trajectories, bool)
+    shown[rng.permutation(trajectories)[:hidden]] = False
+    data.labelled = data.valid[np.repeat(shown, data.lengths)[data.valid]]
+
+
 # ---------------------------------------------------------------------------------- networks
 
 
@@ -300,14 +234,14 @@ def concat(*arrays):
     return np.concatenate(arrays, axis=-1)
 
 
-def phi(params, s, g, config):
+def phi(params, s, g, config, env):
     """Representation z (B, R) of g as seen from s, of length sqrt(R); back(dz) -> grads.
 
-    With rep_type "none" g itself [D8].
+    With rep_type "none" g itself [D8]. env.pair(s, g) is [s; g].
     """
     if config.rep_type == "none":
         return g, lambda dz: {}
-    h, back_mlp = mlp(params["phi"], config.encode.pair(s, g) if config.rep_type == "phi_sg" else g)
+    h, back_mlp = mlp(params["phi"], env.pair(s, g) if config.rep_type == "phi_sg" else g)
     z, back_length = length_normalize({}, h)
     return z, lambda dz: {"phi": back_mlp(back_length(dz)[0])[1]}
 
@@ -323,54 +257,65 @@ def value(p, s, z):
     return v[..., 0], back
 
 
-def mean_value(params, s, g, config):
+def mean_value(params, s, g, config, env):
     """V(s, phi([s; g])) (B,), the mean of the two heads, as advantages take it [D4]."""
-    z, _ = phi(params, s, g, config)
+    z, _ = phi(params, s, g, config, env)
     v, _ = value(params["value"], s, z)
     return v.mean(0)
 
 
 def init_net(rng, config, env, data, inputs, n_out, **kind):
-    """Parameters of an `mlp`; kind: of `nets.init_mlp`.
+    """Parameters of an `mlp`, by Glorot; kind: of `nets.init_mlp`.
 
-    inputs: a letter for each input: s, g states, z a representation, a an action, d what the
-    encoding adds to a pair of states.
-    First layer [D14]: weights 8 / (side of a cell) times Glorot's; the bias of unit h is
-    -x0_h . W[:, h], where x0_h holds a random state of the data for each state (z is one without
-    phi) and 0 for the rest. So each unit bends inside the maze, and about as sharply as its
+    inputs: words for what the network sees side by side: state, goal, pair (what env.pair adds to
+    these two), subgoal (a representation), action. By default the first layer is then bent [D14].
+    """
+    state = env.encode(data.observations[:1]).shape[-1]
+    goal = len(goal_of(np.zeros(state), config))
+    rep = goal if config.rep_type == "none" else config.rep_dim
+    sizes = {"state": state, "goal": goal, "pair": env.extra, "subgoal": rep,
+             "action": env.action_dim}
+    n_in = sum(sizes[x] for x in inputs)
+    p = init_mlp(rng, (n_in, *config.hidden_dims, n_out), **kind)
+    if config.first_layer_init == "data":
+        units = p["dense0"]["b"].shape                          # (H,) or (2, H)
+        drawn = ("state", "goal") + ("subgoal",) * (config.rep_type == "none")
+        points = []                                             # one input for each unit
+        for x in inputs:
+            point = np.zeros(units + (sizes[x],), np.float32)
+            if x in drawn:
+                s = env.encode(data.observations[rng.choice(data.valid, units)])
+                point = s if x == "state" else goal_of(s, config)
+            points.append(point)
+        bend_first_layer(p, concat(*points), env.side)
+    return p
+
+
+def bend_first_layer(p, points, side):
+    """First layers that bend at states of the data, in place [D14].
+
+    Weights become 8 / side (of a cell) times Glorot's; the bias of unit h is -points_h . W[:, h],
+    points (H, I) or (2, H, I). So each unit is 0 inside the maze, and turns about as sharply as its
     corridors do.
     """
-    state = config.encode(data.observations[:1]).shape[-1]
-    rep = state if config.rep_type == "none" else config.rep_dim
-    sizes = {"s": state, "g": len(config.goal(np.zeros(state))), "d": config.encode.extra,
-             "z": rep, "a": env.action_dim}
-    p = init_mlp(rng, (sum(sizes[x] for x in inputs), *config.hidden_dims, n_out), **kind)
-    if config.first_layer_init == "data":
-        w = p["dense0"]["W"]                                    # (I, H) or (2, I, H)
-        units = w.shape[:-2] + w.shape[-1:]
-        states = "sgz" if config.rep_type == "none" else "sg"
-        x0 = [config.encode(data.observations[rng.choice(data.valid, units)]) if x in states
-              else np.zeros(units + (sizes[x],), np.float32) for x in inputs]
-        x0 = [config.goal(x) if name == "g" else x for name, x in zip(inputs, x0)]
-        w *= 8 / env.side
-        p["dense0"]["b"][:] = -np.einsum("...ih,...hi->...h", w, concat(*x0))
-    return p
+    w = p["dense0"]["W"]                                        # (I, H) or (2, I, H)
+    w *= 8 / side
+    p["dense0"]["b"][:] = -np.einsum("...ih,...hi->...h", w, points)
 
 
-def init_policy(rng, config, env, data, inputs, n_out, gaussian=True):
+def init_policy(rng, config, env, data, inputs, n_out):
     """Parameters of a policy [D7]; its last layer starts at 0.1 times Glorot's [D14]."""
-    p = init_net(rng, config, env, data, inputs, n_out, last_scale=0.1)
-    if gaussian and not config.const_std:
-        p["std"] = {"log_std": np.zeros(n_out, np.float32)}
-    return p
+    return init_net(rng, config, env, data, inputs, n_out, last_scale=0.1)
 
 
 def init_value(rng, config, env, data):
     """Parameters of phi, of the two value heads, and of their target [D3]."""
-    params, seen = {}, "sgd" if config.rep_type == "phi_sg" else "g"
+    params = {}
+    seen = ("state", "goal", "pair") if config.rep_type == "phi_sg" else ("goal",)
     if config.rep_type != "none":
         params["phi"] = init_net(rng, config, env, data, seen, config.rep_dim, norm=True)
-    params["value"] = init_net(rng, config, env, data, "sz", 1, norm=True, ensemble=2)
+    params["value"] = init_net(rng, config, env, data, ("state", "subgoal"), 1, norm=True,
+                               ensemble=2)
     params["target"] = {"value": tree_map(np.copy, params["value"])}
     return params
 
@@ -378,15 +323,21 @@ def init_value(rng, config, env, data):
 def init_params(config, env, data, rngs):
     """Parameters of all networks, float32; rngs: generators "init" and "flat"."""
     setting, rng = (config, env, data), rngs["init"]
-    rep, gaussian = config.rep_dim, not env.discrete
+    rep = config.rep_dim
     if config.rep_type == "none":
-        rep = data.observations.shape[-1]
+        rep = env.encode(data.observations[:1]).shape[-1]
     params = init_value(rng, *setting)
-    params["high"] = init_policy(rng, *setting, "sgd", rep)
-    params["low"] = init_policy(rng, *setting, "sz", env.action_dim, gaussian)
+    params["high"] = init_policy(rng, *setting, ("state", "goal", "pair"), rep)
+    params["low"] = init_policy(rng, *setting, ("state", "subgoal"), env.action_dim)
     if config.train_flat:
-        params["flat"] = init_policy(rngs["flat"], *setting, "sgd", env.action_dim, gaussian)
+        params["flat"] = init_policy(rngs["flat"], *setting, ("state", "goal", "pair"),
+                                     env.action_dim)
     return params
+
+
+def init_optimiser(params):
+    """Adam's state for all networks but the target, which no loss changes."""
+    return adam_init({name: p for name, p in params.items() if name != "target"})
 
 
 # ------------------------------------------------------------------------------------- losses
@@ -402,63 +353,60 @@ def awr_weight(alpha, adv):
     return np.exp(np.minimum(alpha * adv, math.log(100)))
 
 
-def awr(name, p, x, target, weight):
-    """L = -mean(weight log pi(target | x)), pi the policy `name` -> loss, grads, info.
+def awr(p, x, target, weight):
+    """L = -mean(weight log pi(target | x)) -> loss, gradients of the policy p.
 
-    pi: Gaussian with mean mlp(x) and std 1 or learned [D7], or categorical if target is integers.
+    pi: Gaussian with mean mlp(x) and std 1 [D7], or categorical if target is integers.
     x (B, .); target (B, .), or (B,) integers; weight (B,). Constants: all three.
     """
     output, back_mlp = mlp(p, x)
     log_density = categorical_log_prob if target.dtype.kind == "i" else gaussian_log_prob
-    log_prob, back_density = log_density(p.get("std", {}), output, target)
-    d_output, d_std = back_density(-weight / len(x))
-    grads = back_mlp(d_output)[1]
-    info = {"weight": weight, "mean": output, "log_prob": log_prob}
-    return -(weight * log_prob).mean(), {name: {**grads, **({"std": d_std} if d_std else {})}}, info
+    log_prob, back_density = log_density({}, output, target)
+    d_output, _ = back_density(-weight / len(x))
+    return -(weight * log_prob).mean(), back_mlp(d_output)[1]
 
 
-def value_loss(params, batch, config):
+def value_loss(params, batch, config, env):
     """Expectile regression of the action-free value, Eq. (4) [D1][D2][D3].
 
     q_j = r + gamma m T_j(s', z'),  A = r + gamma m min_j T_j(s', z') - mean_j T_j(s, z)
     L_V = sum_j mean( |expectile - 1(A < 0)| (q_j - V_j(s, z))^2 ),  z = phi([s; g]), z' at s'
-    -> loss, grads, info, as all losses here.
+    -> loss, {network: gradients}, as all losses here.
     s, s', g (B,S); r in {-1, 0} and m = -r (B,). T: target network.
     Constants: T, phi at s', phi as T sees it, hence q and the weight. Learned: V and phi at s.
     """
     s, s1, g, r, m = (batch[x] for x in ("observations", "next_observations", "value_goals",
                                          "rewards", "masks"))
-    z, back_phi = phi(params, s, g, config)
-    z1 = stop_gradient(phi(params, s1, g, config)[0])
+    z, back_phi = phi(params, s, g, config, env)
+    z1 = stop_gradient(phi(params, s1, g, config, env)[0])
     v, back_v = value(params["value"], s, z)
     t = stop_gradient(value(params["target"]["value"], s, stop_gradient(z))[0])
     t1 = stop_gradient(value(params["target"]["value"], s1, z1)[0])
     q = r + config.discount * m * t1
-    q_min = r + config.discount * m * t1.min(0)
-    adv = q_min - t.mean(0)
+    adv = r + config.discount * m * t1.min(0) - t.mean(0)
     weight = expectile_weight(config.expectile, adv)
     error = q - v
     dz, grads = back_v(-2 / len(s) * weight * error)
-    info = {"v": v, "target": t, "target_next": t1, "q": q_min, "adv": adv, "phi": z}
-    return (weight * error * error).mean(-1).sum(), {"value": grads, **back_phi(dz)}, info
+    return (weight * error * error).mean(-1).sum(), {"value": grads, **back_phi(dz)}
 
 
-def high_loss(params, batch, config):
+def high_loss(params, batch, config, env):
     """High-level policy by AWR, J_h (Eq. 6): A = V(w, g) - V(s, g), w the state k steps ahead.
 
     L = -mean( min(exp(alpha A), 100) log pi_h(phi([s; w]) | s, g) ).   s, g, w (B,S).
     Constants: A, phi [D3].
     """
     s, g, w = (batch[x] for x in ("observations", "high_actor_goals", "high_actor_targets"))
-    adv = stop_gradient(mean_value(params, w, g, config) - mean_value(params, s, g, config))
-    z = stop_gradient(phi(params, s, config.goal(w), config)[0])
-    target = w - s if config.rep_type == "none" else z                          # [D8]
-    loss, grads, info = awr("high", params["high"], config.encode.pair(s, g), target,
-                            awr_weight(config.high_alpha, adv))
-    return loss, grads, {**info, "adv": adv, "target": target}
+    adv = mean_value(params, w, g, config, env) - mean_value(params, s, g, config, env)
+    target = phi(params, s, goal_of(w, config), config, env)[0]
+    if config.rep_type == "none":
+        target = w - s                                                          # [D8]
+    weight = awr_weight(config.high_alpha, stop_gradient(adv))
+    loss, grads = awr(params["high"], env.pair(s, g), stop_gradient(target), weight)
+    return loss, {"high": grads}
 
 
-def low_loss(params, batch, config):
+def low_loss(params, batch, config, env):
     """Low-level policy by AWR, J_l (Eq. 7): A = V(s', w) - V(s, w), w the state k steps ahead.
 
     L = -mean( min(exp(alpha A), 100) log pi_l(a | s, phi([s; w])) ).
@@ -467,15 +415,14 @@ def low_loss(params, batch, config):
     """
     s, s1, a, w = (batch[x] for x in ("low_actor_observations", "low_actor_next_observations",
                                       "actions", "low_actor_goals"))
-    z, z1 = (stop_gradient(phi(params, x, w, config)[0]) for x in (s, s1))
-    v, v1 = (value(params["value"], *x)[0].mean(0) for x in ((s, z), (s1, z1)))
-    adv = stop_gradient(v1 - v)
-    loss, grads, info = awr("low", params["low"], concat(s, z), a,
-                            awr_weight(config.low_alpha, adv))
-    return loss, grads, {**info, "adv": adv, "phi": z}
+    adv = mean_value(params, s1, w, config, env) - mean_value(params, s, w, config, env)
+    z = stop_gradient(phi(params, s, w, config, env)[0])
+    weight = awr_weight(config.low_alpha, stop_gradient(adv))
+    loss, grads = awr(params["low"], concat(s, z), a, weight)
+    return loss, {"low": grads}
 
 
-def flat_loss(params, batch, config):
+def flat_loss(params, batch, config, env):
     """One policy without hierarchy, to compare, Eq. (5): A = V(s', g) - V(s, g).
 
     L = -mean( min(exp(alpha A), 100) log pi(a | s, g) ).   s, s', g (B,S); a (B,2) or (B,).
@@ -483,166 +430,353 @@ def flat_loss(params, batch, config):
     """
     s, s1, a, g = (batch[x] for x in ("low_actor_observations", "low_actor_next_observations",
                                       "actions", "flat_actor_goals"))
-    adv = stop_gradient(mean_value(params, s1, g, config) - mean_value(params, s, g, config))
-    return awr("flat", params["flat"], config.encode.pair(s, g), a,
-               awr_weight(config.flat_alpha, adv))
+    adv = mean_value(params, s1, g, config, env) - mean_value(params, s, g, config, env)
+    weight = awr_weight(config.flat_alpha, stop_gradient(adv))
+    loss, grads = awr(params["flat"], env.pair(s, g), a, weight)
+    return loss, {"flat": grads}
 
 
 LOSSES = {"value": value_loss, "high": high_loss, "low": low_loss}
 
 
-# ---------------------------------------------------------------------------------- the loop
+# --------------------------------------------------------------------------------- one update
 
 
-def learn(problem, agent, rng):
-    """HIQL: sample, losses, target EMA, Adam. Yields {loss: value} after each update, and True:
-    the run may stop there.
+def update(agent, data, rng, config, env, losses=LOSSES, sample=sample):
+    """One update of HIQL in place: a batch, all losses, target EMA, Adam -> {loss: value}.
 
-    agent: {params, optimiser, update}, changed in place. All gradients come before any change; the
-    target, of the value heads alone, follows their values before the step [D3]. A phase [D9] has
-    its own Adam.
+    agent: params, optimiser, update (how many were made). All gradients come before any change;
+    the target, of the value heads alone, follows their values before the step [D3].
     """
-    config, params = problem.config, agent["params"]
-    for u in range(int(agent["update"]), config.steps + config.policy_steps):
-        if u in (0, config.steps):
-            agent["optimiser"] = offline.init_optimiser(params)
-        losses, lr = schedule(problem.losses, config, u)
-        batch = sample(problem.data, rng, config)
-        values, grads = {}, {}
-        for name, loss in losses.items():
-            values[f"{name}_loss"], gradient, _ = loss(params, batch, config)
-            grads.update(gradient)
-        if "value" in losses:
-            ema(params["target"], params, config.tau)
-        adam(params, grads, agent["optimiser"], lr)
-        agent["update"] += 1
-        yield values, True
+    params, u = agent["params"], int(agent["update"])
+    if u == config.steps:                               # the policies' phase has its own Adam [D9]
+        agent["optimiser"] = init_optimiser(params)
+    losses, lr = schedule(u, losses, config)
+    batch = sample(data, rng, config, env)
+    values, grads = {}, {}
+    for name, loss in losses.items():
+        values[f"{name}_loss"], gradient = loss(params, batch, config, env)
+        grads.update(gradient)
+    if "value" in losses:
+        ema(params["target"], params, config.tau)
+    adam(params, grads, agent["optimiser"], lr)
+    agent["update"] += 1
+    return values
 
 
-def schedule(losses, config, u):
-    """The losses of update u, and its learning rate [D9][D12]."""
-    at, steps = u, config.steps
+def schedule(u, losses, config):
+    """The losses of update u, and its learning rate: constant, then falling linearly to 0 over the
+    second half; with policy_steps in two phases, first the value's [D9][D12]."""
+    begin, length = 0, config.steps
+    if u >= config.steps:
+        begin, length = config.steps, config.policy_steps
     if config.policy_steps:
-        losses = {name: f for name, f in losses.items() if (name == "value") == (u < steps)}
-        at, steps = (u, steps) if u < steps else (u - steps, config.policy_steps)
-    decay = min(1, 2 * (1 - at / steps)) if config.lr_decay else 1
-    return losses, config.lr * decay
+        losses = {name: f for name, f in losses.items() if (name == "value") == (begin == 0)}
+    if not config.lr_decay:
+        return losses, config.lr
+    return losses, config.lr * min(1, 2 * (1 - (u - begin) / length))
 
 
-# ----------------------------------------------------------------------- acting and evaluation
+# ------------------------------------------------------------------------------------- acting
 
 
-def subgoal(params, s, g, config):
+def subgoal(params, s, g, config, env):
     """What the high-level policy asks for: its mean, scaled to length sqrt(R); without phi, s plus
     its mean [D10]."""
-    z, _ = mlp(params["high"], config.encode.pair(s, g))
+    z, _ = mlp(params["high"], env.pair(s, g))
     return s + z if config.rep_type == "none" else length_normalize({}, z)[0]
 
 
-def choose_action(output, config, rng):
-    """A policy's output (N, A) as actions: the mean, clipped; on grids (N,) integers, drawn at the
-    temperature [D10]."""
-    if config.discrete:                                 # Gumbel noise draws by softmax(out / T)
-        return (output + config.temperature * rng.gumbel(size=output.shape)).argmax(-1)
-    return np.clip(output, -1, 1)
+class Actor:
+    """Both policies, acting in N episodes: actor(s (N,d), g (N,G), t) -> actions (N, a) or (N,).
 
-
-def hierarchical_actor(params, config, rng):
-    """act(s (N,d), g (N,G), t) -> actions of N episodes at step t, by both policies."""
-    memory, dtype = {}, params["low"]["dense0"]["W"].dtype
-
-    def act(s, g, t):
-        s, g = config.encode(s.astype(dtype)), config.encode(g.astype(dtype))
-        if t % config.subgoal_interval == 0:
-            memory["z"] = subgoal(params, s, g, config)
-        output, _ = mlp(params["low"], concat(s, memory["z"]))
-        return choose_action(output, config, rng)
-
-    return act
-
-
-def flat_actor(params, config, rng):
-    """act(s, g, t) as `hierarchical_actor`'s, by the flat policy."""
-    dtype = params["flat"]["dense0"]["W"].dtype
-
-    def act(s, g, t):
-        s, g = config.encode(s.astype(dtype)), config.encode(g.astype(dtype))
-        output, _ = mlp(params["flat"], config.encode.pair(s, g))
-        return choose_action(output, config, rng)
-
-    return act
-
-
-def value_map(params, s, g, config):
-    """`mean_value` (N,) of observations s, g (N,2), for pictures and measurements."""
-    s, g = config.encode(s.astype(np.float32)), config.encode(g.astype(np.float32))
-    return mean_value(params, s, g, config)
-
-
-# ------------------------------------------------------------------------------------- a run
-
-
-def prepare(config, checkpoint=None, **given):
-    """The problem of a config, see support/offline.py, which has the arguments."""
-    losses, actors, title = dict(LOSSES), {"hiql": hierarchical_actor}, "hiql"
-    if config.train_flat:
-        losses["flat"], actors["flat, same value"] = flat_loss, flat_actor
-        title += " and, to compare, a flat policy on the same value"
-    return offline.prepare(config, checkpoint, losses=losses, actors=actors, title=title,
-                           init_params=init_params, sample=sample, learn=learn, draw=draw, **given)
-
-
-def train(data, config, evaluate=None, run=None):
-    """Train on an `envs.Dataset`; config: of `resolve`, with env "none" for data of any other
-    environment than those of envs.py.
-
-    evaluate(act) -> {name: number}, such as the success: called now and then and at the end. act(s
-    (N,d), g (N,G), t) -> actions; G: see goal_indices. Without it mazes have their own evaluation,
-    and other data none. run: a `support.run.Run`; without one nothing is written. -> see
-    `offline.train`. ValueError: what `offline.prepare` refuses.
+    s, g as they are observed; t: the step of the episode. One object for evaluation, `load` and
+    pictures; it can be pickled.
     """
-    return offline.train(prepare(config, data=data, evaluate=evaluate), run)
+
+    def __init__(self, params, config, env, rng=None):
+        """rng: integer actions are drawn from it; without one from seed 0."""
+        self.params, self.config, self.env = params, config, env
+        self.rng = rng or np.random.default_rng(0)
+        self.dtype = next(iter(nets.flatten(params).values()), np.zeros(0, np.float32)).dtype
+
+    def __call__(self, s, g, t):
+        s, g = self.env.encode(s, self.dtype), self.env.encode_goal(g, self.dtype)
+        if t % self.config.subgoal_interval == 0:
+            self.z = subgoal(self.params, s, g, self.config, self.env)
+        output, _ = mlp(self.params["low"], concat(s, self.z))
+        return self.choose(output)
+
+    def choose(self, output):
+        """A policy's output (N, A) as actions: the mean, clipped; integers (N,), drawn at the
+        temperature [D10]."""
+        if self.env.discrete:                           # Gumbel noise draws by softmax(out / T)
+            noise = self.rng.gumbel(size=output.shape)
+            return (output + self.config.temperature * noise).argmax(-1)
+        return np.clip(output, -1, 1)
 
 
-def load(folder):
-    """act(s (N,d), g (N,G), t) -> actions of a trained run; s, g observations, t the step."""
-    problem, agent = load_run(sys.modules[__name__], folder)
-    return offline.agent_actor(problem, agent)
+class FlatActor(Actor):
+    """The flat policy, acting as `Actor` does."""
+
+    def __call__(self, s, g, t):
+        s, g = self.env.encode(s, self.dtype), self.env.encode_goal(g, self.dtype)
+        output, _ = mlp(self.params["flat"], self.env.pair(s, g))
+        return self.choose(output)
 
 
-def subgoal_places(params, s, g, points, config):
+ACTORS = {"hiql": Actor}
+
+
+# --------------------------------------------------------------------------------- evaluation
+
+
+def rollout(env, act, starts, goals, rng):
+    """N episodes side by side, each ended by success or its time limit.
+
+    act(s (N,2), goals, t) -> actions; starts, goals (N,2) -> success (N,), steps (N,) of each
+    episode, paths (T+1, N, 2), where an episode that has ended stays at its last position.
+    """
+    s, limits = starts, env.limits(starts, goals)
+    success, steps, paths = np.zeros(len(s), bool), limits.copy(), [s]
+    for t in range(limits.max()):
+        moved = env.move(s, act(s, goals, t), rng)
+        live = ~success & (t < limits)
+        s = np.where(live[:, None], moved, s)
+        paths.append(s)
+        arrived = live & env.success(s, goals)
+        steps[arrived] = t + 1
+        success = success | arrived
+        if (success | (t + 1 >= limits)).all():
+            break
+    return success, steps, np.array(paths)
+
+
+def evaluate_maze(actor, params, config, env, u):
+    """Success of one actor on the maze's tasks and on 200 random pairs (see `pair_distance`).
+
+    Starts and goals depend only on the seed and on u, the number of updates: evaluation does not
+    use the generators of training. -> summary, where mean_steps is of the tasks, failures included,
+    and episodes of the tasks: paths (T+1, tasks, N, 2), goals (tasks, N, 2), success (tasks, N).
+    """
+    rng = np.random.default_rng([config.seed, u])
+    tasks = np.array(env.tasks).repeat(config.eval_episodes, axis=0)    # (tasks N, 2, 2) cells
+    pairs = env.random_pairs(rng, 200, min(env.pair_distance, env.distance.max()))
+    starts, goals = (env.place(np.concatenate([tasks[:, i], pairs[i]]), rng) for i in (0, 1))
+    success, steps, paths = rollout(env, actor(params, config, env, rng), starts, goals, rng)
+    n, k = len(tasks), len(env.tasks)
+    by_task = success[:n].reshape(k, -1)
+    summary = {"success": float(by_task.mean()), "success_per_task": by_task.mean(1).tolist(),
+               "success_worst_task": float(by_task.mean(1).min()),
+               "success_random": float(success[n:].mean()), "mean_steps": float(steps[:n].mean())}
+    return summary, (paths[:, :n].reshape(len(paths), k, -1, 2), goals[:n].reshape(k, -1, 2),
+                     by_task)
+
+
+def evaluate_all(agent, config, env, actors, evaluate=None):
+    """All actors: the first is the agent; keys of the others, trained beside it, begin with flat_.
+
+    evaluate(act) -> {name: number}: instead of the maze's evaluation; data alone have none.
+    -> summary, {name of an actor: episodes of `evaluate_maze`}. {}, {} before there is a policy.
+    """
+    summary, episodes, u = {}, {}, int(agent["update"])
+    if (config.policy_steps and u <= config.steps) or (config.env == "none" and not evaluate):
+        return summary, episodes
+    for name, actor in actors.items():
+        if evaluate:
+            found = evaluate(actor(agent["params"], config, env))
+            if not isinstance(found, dict):
+                raise ValueError("evaluate(act) must return {name: number}, not "
+                                 f"{type(found).__name__}")
+        else:
+            found, episodes[name] = evaluate_maze(actor, agent["params"], config, env, u)
+        if summary and not evaluate:
+            found = {key: found[key] for key in ("success", "success_random", "success_per_task")}
+        summary.update({f"flat_{key}" if summary else key: x for key, x in found.items()})
+    return summary, episodes
+
+
+def value_map(params, s, g, config, env):
+    """`mean_value` (N,) of observations s, g (N,2), for pictures and measurements."""
+    return mean_value(params, env.encode(s), env.encode_goal(g), config, env)
+
+
+def subgoal_places(params, s, g, points, config, env):
     """Where the high-level policy sends states s (T,2) with one goal g (1,2): (T,2).
 
     A subgoal is a representation; it is drawn at that one of the points w (n,2) whose
     phi([s; w]) is nearest to it.
     """
-    s, g, w = (config.encode(x.astype(np.float32)) for x in (s, g, points))
+    s, g, w = env.encode(s), env.encode_goal(g), env.encode_goal(points)
     nearest = []
     for x in s[:, None]:
-        z = subgoal(params, x, g, config)
-        there, _ = phi(params, x.repeat(len(w), 0), w, config)
+        z = subgoal(params, x, g, config, env)
+        there, _ = phi(params, x.repeat(len(w), 0), w, config, env)
         nearest.append(((there - z) ** 2).sum(1).argmin())
     return points[nearest]
 
 
-def draw(problem, agent, run, shown):
-    """The pictures of a run; on mazes the last one has the value and the subgoals asked for."""
-    config, params = problem.config, agent["params"]
-
-    def values(points, goal):
-        return value_map(params, points, goal.repeat(len(points), 0), config)
-
-    def subgoals(path, goal, points):
-        starts = path[::config.subgoal_steps]
-        return starts, subgoal_places(params, starts, goal, points, config)
-
-    offline.draw(problem, agent, run, shown)
-    if "value" in params and shown:
-        plots.draw_value(run.path("value.png"), problem.env, values, next(iter(shown.values())),
-                         subgoals if "high" in params else None)
+# -------------------------------------------------------------------------------- the program
 
 
-evaluate_checkpoint = offline.evaluate_checkpoint
+def load_data(data, config, rngs, env=None):
+    """Environment and Dataset of a run; see `train` for data, env and errors. rngs: generators
+    "data" and "hide"."""
+    if not (data is None or isinstance(data, envs.Dataset)):
+        raise ValueError("data must be an envs.Dataset(observations, actions, terminals), not "
+                         f"{type(data).__name__}")
+    if data is None and config.dataset:
+        data = load_dataset(config.dataset)
+    if config.env == "none":
+        if data is None:
+            raise ValueError("--env none needs a --dataset")
+        env = DataAlone(data, config.subgoal_steps, config.goal_indices,
+                        config.dataset or "the data set")
+        if config.temperature and not env.discrete:
+            raise ValueError("--temperature is for discrete actions")
+    else:
+        env = env or make_maze(config)
+        data = env.dataset(rngs["data"]) if data is None else data
+        check_dataset(data, env, config.dataset or f"the data of {env.name}")
+    if config.subgoal_steps >= data.lengths.max() - 1:
+        raise ValueError(f"--subgoal-steps {config.subgoal_steps} must be below the "
+                         f"{data.lengths.max() - 1} transitions of the longest trajectory")
+    hide_actions(data, config.action_free, rngs["hide"])
+    return env, data
+
+
+def make_maze(config):
+    """The maze of a config; without phi its networks see positions alone, since a subgoal is a
+    place then."""
+    env = envs.make(config.env)
+    if config.rep_type == "none":
+        env.see_positions()
+    return env
+
+
+@np.errstate(over="ignore", invalid="ignore")           # run.step refuses what is not finite
+def train(data, config, evaluate=None, run=None, *, env=None, losses=LOSSES, actors=ACTORS,
+          sample=sample, init_params=init_params):
+    """A whole run: data, networks, updates, evaluations, pictures, summary.
+
+    data: an `envs.Dataset`, or None: the config's file, or else collected. evaluate(act) -> {name:
+    number}, such as the success, called now and then and at the end instead of the maze's own
+    evaluation; act(s (N,d), g (N,G), t) -> actions. run: a `support.runs.Run`; without one nothing
+    is written. env: the maze, if it is not as the config makes it; losses, actors, sample,
+    init_params: what a variant replaces; with train_flat the flat policy is trained beside it.
+    -> namespace: summary, agent (tree of arrays), act. ValueError: data that are not of the
+    environment, are too short for subgoal_steps, or lose all actions by action_free.
+    """
+    run, total = run or Run(PROGRAM, config), config.steps + config.policy_steps
+    name = next(iter(actors))
+    if config.train_flat:
+        losses = {**losses, "flat": losses.get("flat", flat_loss)}
+        actors = {**actors, "flat, same value": FlatActor}
+    say(f"{config.env}, seed {config.seed}: {' and '.join(actors)}; {total:,} updates of "
+        f"{config.batch_size}")
+
+    rngs = generators(config.seed, "data", "hide", "init", "flat", "batch")
+    env, data = load_data(data, config, rngs, env)
+    params, mine = init_params(config, env, data, rngs), checksum(data)
+    agent = {"params": params, "optimiser": init_optimiser(params), "units": env.units,
+             "data": mine, "update": np.zeros((), np.int64)}
+    run.begin(agent, rngs, total)                       # a run to go on with gets its agent here
+    if agent["data"] != mine:
+        raise ValueError("the data are not those of the run; their file, or what collects them, "
+                         "has changed")
+
+    for u in range(int(agent["update"]) + 1, total + 1):
+        row = update(agent, data, rngs["batch"], config, env, losses, sample)
+        run.step(u, row)
+        due = u % config.eval_interval == 0 and u < total
+        if due:
+            run.evaluated(u, evaluate_all(agent, config, env, actors, evaluate)[0])
+        if due or run.stopped:
+            run.save(agent, rngs)
+
+    found, episodes = evaluate_all(agent, config, env, actors, evaluate)
+    run.evaluated(total, found)
+    run.save(agent, rngs)
+    summary = {"env": config.env, "agent": name, "seed": config.seed, "updates": total, **found,
+               "episodes": config.eval_episodes * len(env.tasks),
+               "train_seconds": round(run.seconds(), 1), "data": f"{int(mine):08x}"}
+    if run.folder:
+        draw(run, agent["params"], config, env, episodes)
+    run.finish(summary)
+    return SimpleNamespace(summary=summary, agent=agent,
+                           act=actors[name](agent["params"], config, env))
+
+
+def checksum(data):
+    """CRC-32 of a data set's arrays."""
+    found = 0
+    for x in (data.observations, data.actions, data.terminals):
+        found = zlib.crc32(x.tobytes(), found)
+    return np.array(found)
+
+
+def draw(run, params, config, env, episodes):
+    """The pictures of a run; on mazes with the value and the subgoals asked for."""
+    plots.draw_curve(run.path("curve.png"), run.logs, "update")
+    if not episodes:
+        return
+    plots.draw_trajectories(run.path("trajectories.png"), env, episodes)
+    if "value" not in params:
+        return
+    points, maps = plots.free_points(env), []
+    paths, goals, _ = next(iter(episodes.values()))
+    for i in range(len(env.tasks)):
+        path, goal = paths[:, i, 0], goals[i, :1]
+        v = value_map(params, points, goal.repeat(len(points), 0), config, env)
+        starts, subgoals = path[::config.subgoal_steps], None
+        if "high" in params:
+            subgoals = subgoal_places(params, starts, goal, points, config, env)
+        maps.append({"values": v, "path": path, "goal": goal[0], "starts": starts,
+                     "subgoals": subgoals})
+    plots.draw_value(run.path("value.png"), env, maps)
+
+
+def restored(folder):
+    """A saved run -> `support.runs.Saved`, its environment. What `read_run` refuses."""
+    saved = read_run(PROGRAM, folder)
+    if saved.config.env == "none":
+        return saved, DataAlone.restored(saved.agent["units"], saved.config.goal_indices)
+    return saved, make_maze(saved.config)
+
+
+def load(folder):
+    """act(s (N,d), g (N,G), t) -> actions of a trained run; s, g observations, t the step."""
+    saved, env = restored(folder)
+    return Actor(saved.agent["params"], saved.config, env)
+
+
+def evaluate_saved(saved, env, actors=ACTORS, evaluate=None):
+    """The evaluation of a saved run (see `restored`), with the starts and goals of the one in
+    training. ValueError: it has no policy yet, or nothing to be evaluated in."""
+    config = saved.config
+    if config.env == "none" and not evaluate:
+        raise ValueError("a run on data alone has no environment to be evaluated in; from Python, "
+                         "hiql.load(FOLDER) gives its act")
+    if config.train_flat:
+        actors = {**actors, "flat, same value": FlatActor}
+    found, _ = evaluate_all(saved.agent, config, env, actors, evaluate)
+    if not found:
+        raise ValueError(f"the run was stopped after {int(saved.agent['update'])} updates, before "
+                         "its policies began; there is nothing to evaluate yet")
+    return {"updates": int(saved.agent["update"]), **found}
+
+
+def main():
+    given, call = parse(PROGRAM, __doc__, WORDS)
+    with one_line_errors():
+        if call.eval:
+            return show(evaluate_saved(*restored(call.eval)))
+        config = resolve(given)
+        if call.seeds:
+            return run_seeds(PROGRAM, call, given, config)
+        with open_run(PROGRAM, call, config) as run:
+            train(None, run.config, run=run)
+
 
 if __name__ == "__main__":
-    main(sys.modules[__name__])         # which takes the names above from this module
+    main()

@@ -2,7 +2,7 @@
 
 Nachum, Gu, Lee, Levine 2018, arXiv 1805.08296. Two policies, both TD3 (Fujimoto et al. 2018):
   mu_hi(g | s, D)    the high-level policy, also called manager: every c steps a goal g, relative
-                     to the position in s
+                     to the position in s; D is the goal of the episode, which the task sets
   mu_lo(a | s, g)    the low-level policy, also called worker: rewarded for moving the position by g
 Off-policy correction: the low-level policy has changed since a window of c steps was stored. So
 whenever the window is sampled, its goal is replaced by the one under which today's low-level policy
@@ -12,82 +12,31 @@ would most likely have taken the stored actions.
                               one core; leaves logs, checkpoint, summary and pictures in runs/
     python hiro.py --help     every flag with its meaning and its published value
 
-In order, by support/run.py and support/online.py: `resolve` makes the config, `prepare` the task,
-`init_agent` both levels and the replay; `learn` trains them window by window: `explore_goal`,
-`explore_window`, `replay_add`, once `end_warmup`, then as often as `schedule` says `sample_steps`
-and `td3_update` for the low level, `sample_windows`, which relabels, and `td3_update` for the high
-level. Every eval_interval steps an episode's end is used to evaluate and to save; pictures
-and a summary come last.
+What happens then, in order: `main` makes the config (`resolve`) and opens the run; `train` makes
+the task and both levels (`init_agent`) and saves them; then window by window, in a plain loop:
+`explore_goal`, `explore_window`, `replay_add`, and after the warm-up, for each step of the window,
+`sample_steps` and `td3_update` of the low level, then five times `sample_windows`, which relabels,
+and `td3_update` of the high level. At the first episode's end after every eval_interval steps, and
+after the last one, `evaluate` and a checkpoint; then the pictures (`draw`), and the summary is
+printed.
+
+The default is no reproduction: a point, not an ant, and 60,000 steps, not 10 million; networks
+64,64 (300,300), policies' Adam 3e-4 (1e-4), all rates falling to 0, low-level discount 0.95 (0.99);
+goals within 2 (10), their noise 2 of that (0.1) and correlated, task rewards times 0.02 (0.1), 5
+high-level updates for each goal (1).
 
 Symbols: s, s1 state and next state, position first; g, g1 relative goal before and after the
-step; task or D the task's goal; a action in [-1, 1], of the high level g / goal_range; r reward; m
+step; D the episode's goal; a action in [-1, 1], of the high level g / goal_range; r reward; m
 mask, 0 after a true termination, else 1; q critics' values; mu policy; c steps between goals. In
 TD3's functions x, x1 are what a level sees, [s; g] or [s; D]. Shapes: batch B, agents N, state S,
-position P, task's goal D, action A, input of a network I, twin critics 2. Equation numbers are the
-paper's.
-
-Deviations: what is done here where the paper, its authors' code (tensorflow/models,
-research/efficient-hrl), TD3's (sfujim/TD3), the public ports hiro_pytorch (watakandai) and
-data-efficient-hrl (bhairavmehta95), and the successors HRAC and HIGL that build on the latter
-differ, and why. E17 and E19 stand in lab/tasks.py, E18 in lab/td3.py.
- E1  The low level's next goal at a window's end is h(s, g, s') (paper), because its value is
-     defined for one goal, carried on by h; the authors' code takes the next goal that was given
-     (`--goal-at-window-end new`).
- E2  Windows hold s_t ... s_{t+c} inclusive, from the episode's first step (paper). The authors'
-     code begins at step 1 and ends with stale entries; hiro_pytorch keeps s_{t+c-1}, so that its
-     candidate is a step short; data-efficient-hrl applies h once too often.
- E3  Correction: all candidates are clipped (authors' code; hiro_pytorch not s_{t+c} - s_t), errors
-     of actions are in units of half the action range. The choice is made at each sampling and
-     never written back to the replay (authors' code). Ties go to the original, the goal given.
- E4  Target noise is in units of the action's half-width, which is half the action range at the
-     low level and goal_range at the high level, and the noisy action is clipped to that range
-     (TD3, hiro_pytorch). The authors' code takes the same numbers at both levels and does not clip.
- E5  Huber loss (authors' code) or half the squared error (paper): `--critic-loss`. Huber bounds the
-     gradient of early, large errors.
- E6  Policy and targets move at every 2nd update of the critics (TD3, authors' code). Paper: targets
-     at each update; data-efficient-hrl: both.
- E7  Goals lie within +-2, what c steps can cover on the U-maze, so that the low-level policy can
-     reach them (paper, authors' code: +-10, of an ant).
- E8  The low-level policy sees its position (authors' hiro_xy), by which it can learn where walls
-     are; their hiro_orig shows zeros there (`--no-see-position`).
- E9  The low-level discount is 0.95, as in HRAC and HIGL (paper, authors' code: 0.99): a horizon of
-     20 steps, near c, though values go on beyond a window's end [E1].
- E10 Exploration, on which success depends on this maze. High level: noise of std 2 in units of
-     the goals' half-width, before clipping, correlated by 0.75 from goal to goal, so that it
-     leaves the dead end (paper, authors' code: std 1 of +-10, independent). Low level: noise of
-     std 0.1 in units of half the action range, at each step (published: 1.0). Warm-up: one uniform
-     action is held for a window, with the low level's noise (authors' code: the untrained policy);
-     goals of these windows are uniform and drawn when the warm-up ends.
- E11 Task rewards of the high level times 0.02 (paper, authors' code: 0.1), which keeps most errors
-     in Huber's square; the low level's reward is not scaled.
- E12 All updates come at a window's end: one of the low level for each of its steps, then 5 of the
-     high level (paper, authors' code: 1), because it gets one sample for c steps.
- E13 Time limits are not terminations: a window that one cuts keeps its true length, and both
-     levels bootstrap from its last state, the high level with one discount. A true termination
-     ends the values of both levels. (Authors' code: no terminations at all; the ports take a time
-     limit for one.)
- E14 Networks 64,64 (published: 300,300), Adam 3e-4 and 1e-3 (1e-4 and 1e-3) that falls linearly to
-     0 over the last third; last layers of policies 0.1 times Glorot's (U(+-0.003)). The critic
-     sees the action at its first layer (TD3; authors' code: there and at the next). One replay of
-     capacity / c windows, from which both levels sample (published: 200,000 transitions for each
-     level). Small for a laptop.
- E15 The U-maze's point slides along walls; in `--env point-umaze-undo` a move into a wall is not
-     made, as for the authors' robot. The state is the position alone (authors' code: heading,
-     velocity and time too). `success` is within 2.5 at any step, as in HIGL; `success_last_step`
-     within 5 at the end, as the paper and its code.
- E16 `--relabel-low-goals` as the authors' relabel_contexts: each low-level goal is the move to
-     another state of the batch plus noise, clipped here to the goal range. `--pretrain`: uniform
-     goals (paper: Gaussian).
- E20 `--tanh-penalty` adds the mean square of a policy's outputs before tanh to its loss, as HER
-     does (Andrychowicz et al. 2017). Without it a saturated tanh lets no gradient through, and the
-     high-level policy of Push may keep a goal that its critic knows to be bad. 0.05 in Push and
-     Fall, 0 elsewhere (published).
+position P, episode's goal D, action A, input of a network I, twin critics 2. Equation numbers are
+the paper's. Tags [E1] ...: where paper, its authors' code, TD3's, public ports and successors
+differ, docs/deviations.md.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
 import math
-import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -95,78 +44,57 @@ import numpy as np
 
 import envs
 from nets import adam, adam_init, ema, init_mlp, mlp, relu, stop_gradient, tanh, tree_map
-from support import online
-from support.flags import (NOT_NEGATIVE, POSITIVE, SIZES, check_ranges, option, refuse_unused,
-                           require)
-from support.run import load_run, main
+from support import plots
+from support.flags import (BELOW_1, NOT_NEGATIVE, OPEN, POSITIVE, SIZES, UP_TO_1, make_config,
+                           option, parse, refuse_unused, require)
+from support.runs import (Program, Run, generators, one_line_errors, open_run, read_run, run_seeds,
+                          say, show)
 
-COUNTER = "step"                        # what support/run.py counts: environment steps
+
+CORRECTIONS = "off_policy", "none"
 
 
 @dataclass
 class Config:
-    """Everything that decides a run; `resolve` puts in what the task changes."""
+    """Everything that decides a run: default, meaning | the paper's value.
+
+    `resolve` puts in what the task changes."""
 
     env: str = option("point-umaze", "task", tuple(envs.TASKS_ONLINE))
     seed: int = option(0, "seed of everything random", NOT_NEGATIVE)
-    steps: int = option(60_000, "environment steps (published: 10 million)", POSITIVE)
-    subgoal_interval: int = option(10, "c: steps between the high-level policy's goals (published: "
-                                   "10)", POSITIVE)
-    goal_range: float = option(2.0, "half-width of relative goals on each axis; 0: the 95th "
-                               "percentile of the warm-up's moves in c steps (published: 10) [E7]",
-                               NOT_NEGATIVE)
-    hidden_dims: tuple = option((64, 64), "hidden layers of every network (published: 300,300)",
-                                SIZES)
-    batch_size: int = option(100, "batch size of both levels (published: 100)", POSITIVE)
-    actor_lr: float = option(3e-4, "Adam's learning rate of the policies (published: 1e-4)",
-                             POSITIVE)
-    critic_lr: float = option(1e-3, "Adam's learning rate of the critics (published: 1e-3)",
-                              POSITIVE)
-    lr_decay: bool = option(True, "learning rates fall linearly to 0 over the last third [E14]")
-    low_discount: float = option(0.95, "discount of the low level (published: 0.99) [E9]",
-                                 "in (0, 1)")
-    high_discount: float = option(0.99, "discount of the high level for each of its steps "
-                                  "(published: 0.99)", "in (0, 1)")
-    tau: float = option(0.005, "EMA rate of the target networks (published: 0.005)", "in (0, 1]")
-    policy_freq: int = option(2, "critic updates for each update of policy and targets "
-                              "(published: 2) [E6]", POSITIVE)
-    low_noise: float = option(0.1, "exploration noise of actions, in units of half the action "
-                              "range (published: 1.0, not scaled) [E10]", NOT_NEGATIVE)
-    high_noise: float = option(2.0, "exploration noise of goals, in units of the goals' half-width "
-                               "(published: 0.1) [E10]", NOT_NEGATIVE)
-    noise_correlation: float = option(0.75, "correlation of a goal's noise with the last one's "
-                                      "[E10]", "in [0, 1)")
-    eval_noise: float = option(0.0, "noise of actions in evaluation, in the units of --low-noise",
-                               NOT_NEGATIVE)
-    target_noise: float = option(0.2, "std of the noise on target actions, in units of their "
-                                 "half-width (published: 0.2) [E4]",
-                                 NOT_NEGATIVE)
-    target_clip: float = option(0.5, "bound of that noise (published: 0.5)", NOT_NEGATIVE)
-    reward_scale: float = option(0.02, "factor on the task's reward (published: 0.1) [E11]",
-                                 POSITIVE)
-    tanh_penalty: float = option(0.0, "weight of the squares of what policies put into their tanh, "
-                                 "in their loss (published: 0) [E20]", NOT_NEGATIVE)
-    critic_loss: str = option("huber", "loss of the critics' errors [E5]", ("huber", "squared"))
-    warmup: int = option(2500, "first steps, by random actions without learning (published: 2500)")
-    high_updates: int = option(5, "high-level updates for each of its goals (published: 1) [E12]",
-                               POSITIVE)
-    capacity: int = option(200_000, "steps kept for replay (published: 200000) [E14]", POSITIVE)
-    correction: str = option("off_policy", "relabelling of the high-level goals, Eq. (5)",
-                             ("off_policy", "none"))
-    candidates: int = option(10, "goals that the correction chooses from (published: 10)",
-                             "at least 2")
-    goal_at_window_end: str = option("h", "next goal of the low level where a new goal is given: "
-                                     "by h, or the new one [E1]", ("h", "new"))
-    relabel_low_goals: bool = option(False, "low level learns for goals at other states of the "
-                                     "batch [E16]")
-    pretrain: int = option(0, "step up to which only the low level learns, on random goals; then "
-                           "it is frozen; 0: none [E16]", NOT_NEGATIVE)
-    see_position: bool = option(True, "the low level sees its position [E8]")
-    eval_episodes: int = option(50, "evaluation episodes for each test (published: 50)", POSITIVE)
-    eval_interval: int = option(2500, "steps between evaluations and checkpoints", POSITIVE)
+    steps: int = option(60_000, "environment steps | 10 million", POSITIVE)
+    subgoal_interval: int = option(10, "c: steps between goals | 10", POSITIVE)
+    goal_range: float = option(2.0, "half-width of goals, 0: see lab.gym [E7] | 10", NOT_NEGATIVE)
+    hidden_dims: tuple = option((64, 64), "hidden layers of every network | 300,300", SIZES)
+    batch_size: int = option(100, "batch size of both levels | 100", POSITIVE)
+    actor_lr: float = option(3e-4, "Adam's learning rate of the policies [E21] | 1e-4", POSITIVE)
+    critic_lr: float = option(1e-3, "Adam's learning rate of the critics | 1e-3", POSITIVE)
+    lr_decay: bool = option(True, "rates fall to 0 over the last third [E21] | constant")
+    low_discount: float = option(0.95, "discount of the low level [E9] | 0.99", OPEN)
+    high_discount: float = option(0.99, "discount of the high level, for each goal | 0.99", OPEN)
+    tau: float = option(0.005, "EMA rate of the target networks | 0.005", UP_TO_1)
+    policy_freq: int = option(2, "critic updates for each of policy and targets [E6] | 2", POSITIVE)
+    low_noise: float = option(0.1, "noise on actions, in half-widths [E10] | 0.033", NOT_NEGATIVE)
+    high_noise: float = option(2.0, "noise on goals, in half-widths [E10] | 0.1", NOT_NEGATIVE)
+    noise_correlation: float = option(0.75, "of a goal's noise with the last [E10] | 0", BELOW_1)
+    target_noise: float = option(0.2, "std of noise on target actions [E4] | 0.2", NOT_NEGATIVE)
+    target_clip: float = option(0.5, "bound of that noise | 0.5", NOT_NEGATIVE)
+    reward_scale: float = option(0.02, "factor on the task's reward [E11] | 0.1", POSITIVE)
+    tanh_penalty: float = option(0.0, "on squares of tanh's inputs [E20] | 0", NOT_NEGATIVE)
+    warmup: int = option(2500, "first steps, random and without updates [E26] | 2500", POSITIVE)
+    high_updates: int = option(5, "high-level updates for each goal [E12] | 1", POSITIVE)
+    capacity: int = option(200_000, "steps kept for replay [E24] | 200,000", POSITIVE)
+    correction: str = option("off_policy", "relabelling of goals, Eq. (5)", CORRECTIONS)
+    eval_interval: int = option(2500, "steps between evaluations | 50,000", POSITIVE)
+    eval_episodes: int = option(50, "evaluation episodes for each test | 50", POSITIVE)
 
 
 QUICK = dict(steps=2000, warmup=500, eval_interval=1000, eval_episodes=4)
+WORDS = {"quick": "the whole path in seconds, pictures included; success is not promised"}
+ACTING = ("low/online/actor", "high/online/actor", "goal_range", "step")    # what acting needs
+DEPARTED = dict(eval_noise=0.0, critic_loss="huber", candidates=10, goal_at_window_end="h",
+                relabel_low_goals=False, pretrain=0, see_position=True)
+PROGRAM = Program("hiro.py", Config, "step", ACTING, DEPARTED)
 
 
 def resolve(given, config_class=Config, changes=None):
@@ -178,23 +106,15 @@ def resolve(given, config_class=Config, changes=None):
     values = {**(changes or {}), **envs.make_task(given.get("env", Config.env)).settings}
     if given.pop("quick", False):
         values.update(QUICK)
-    config = config_class(**{**values, **given})
-    check_ranges(config)
+    config = make_config(config_class, {**values, **given})
     refuse_unused(config, config_class(**values), {
-        "candidates": config.correction == "none" and "--correction none",
         "noise_correlation": not config.high_noise and "--high-noise 0",
         "target_clip": not config.target_noise and "--target-noise 0"})
-    steps, warmup, c = config.steps, config.warmup, config.subgoal_interval
+    c = config.subgoal_interval
     require(config, lambda x: x >= c, f"at least --subgoal-interval {c}", "warmup", "capacity")
-    if steps <= warmup:
-        raise ValueError(f"--steps {steps} must be above --warmup {warmup}: learning begins after "
-                         "it")
-    if config.pretrain and not warmup < config.pretrain < steps:
-        raise ValueError(f"--pretrain {config.pretrain} must lie between --warmup {warmup} and "
-                         f"--steps {steps}, or be 0")
-    if config.relabel_low_goals and config.goal_at_window_end == "new":
-        raise ValueError("--goal-at-window-end new is the next goal given, which says nothing of "
-                         "the goals of --relabel-low-goals")
+    if config.steps <= config.warmup:
+        raise ValueError(f"--steps {config.steps} must be above --warmup {config.warmup}: learning "
+                         "begins after it")
     return config
 
 
@@ -245,7 +165,7 @@ def off_policy_correction(low_policy, states, actions, goal, length, goal_range,
 def td3_init(rng, n_in, n_action, config):
     """One level, a tree of arrays: online and target networks, their Adam, a count of updates.
 
-    Networks: policy (I,) -> (A,), twin critics (I + A,) -> (); A is P at the high level.
+    Networks: policy (I,) -> (A,), twin critics (I + A,) -> (); A is P at the high level [E22][E23].
     """
     hidden = config.hidden_dims
     learned = {"actor": init_mlp(rng, (n_in, *hidden, n_action), last_scale=0.1),
@@ -280,13 +200,8 @@ def huber(e):
     return loss, lambda dl: dl * slope
 
 
-def half_square(e):
-    """l(e) = e^2 / 2 [E5]; back(dl) -> de."""
-    return 0.5 * e * e, lambda dl: dl * e
-
-
 def td3_target(target, batch, noise, gamma):
-    """y = r + gamma m min_j Q'_j(x', clip(mu'(x') + noise, -1, 1)) (B,), Eqs. (4) and (14).
+    """y = r + gamma m min_j Q'_j(x', clip(mu'(x') + noise, -1, 1)) (B,), Eqs. (4), (14).
 
     The equations are HIRO's for the low and the high level; min and noise are TD3's. x' (B,I);
     r, m (B,); noise (B,A), scaled and clipped [E4]. Constants: everything.
@@ -297,17 +212,16 @@ def td3_target(target, batch, noise, gamma):
     return stop_gradient(r + gamma * m * q1)
 
 
-def critic_loss(params, batch, y, kind):
-    """L = sum_j mean l(Q_j(x, a) - y), the loss of both critics, Eqs. (4) and (14).
+def critic_loss(params, batch, y):
+    """L = sum_j mean huber(Q_j(x, a) - y), the loss of both critics, Eqs. (4), (13) [E5].
 
-    l: `huber` or `half_square` [E5]. x (B,I), a (B,A), y (B,). -> loss, grads, info, as all losses
-    here. Constants: y.
+    x (B,I), a (B,A), y (B,). -> loss, {network: gradients}, as all losses here. Constants: y.
     """
     x, a = batch["observations"], batch["actions"]
     q, back_q = critic(params["critic"], x, a)
-    loss, back_l = (huber if kind == "huber" else half_square)(q - y)
+    loss, back_l = huber(q - y)
     grads = back_q(back_l(1 / len(x)))[1]
-    return loss.mean(-1).sum(), {"critic": grads}, {"q": q, "error": q - y}
+    return loss.mean(-1).sum(), {"critic": grads}
 
 
 def actor_loss(params, x, penalty=0.0):
@@ -321,10 +235,10 @@ def actor_loss(params, x, penalty=0.0):
     q, back_q = critic(tree_map(lambda w: w[0], params["critic"]), x, a)
     da, _ = back_q(np.full(len(x), -1 / len(x), x.dtype))
     dy = back_a(da)[0] + 2 * penalty / y.size * y
-    return -q.mean() + penalty * (y * y).mean(), {"actor": back_y(dy)[1]}, {"a": a}
+    return -q.mean() + penalty * (y * y).mean(), {"actor": back_y(dy)[1]}
 
 
-def td3_update(level, batch, rng, gamma, rate, config):
+def td3_update(level, batch, rng, gamma, rate, config, critic_loss=critic_loss):
     """One update of TD3 (Fujimoto et al. 2018, Algorithm 1), in place; -> the critics' loss.
 
     gamma: the level's discount; rate: factor on the learning rates.
@@ -333,11 +247,11 @@ def td3_update(level, batch, rng, gamma, rate, config):
     noise = config.target_noise * rng.standard_normal(batch["actions"].shape, np.float32)
     noise = np.clip(noise, -config.target_clip, config.target_clip)             # [E4]
     y = td3_target(target, batch, noise, gamma)
-    loss, grads, _ = critic_loss(params, batch, y, config.critic_loss)
+    loss, grads = critic_loss(params, batch, y)
     adam(params["critic"], grads["critic"], level["critic_adam"], rate * config.critic_lr)
     level["count"] += 1
     if level["count"] % config.policy_freq == 0:                                # delayed [E6]
-        _, grads, _ = actor_loss(params, batch["observations"], config.tanh_penalty)
+        _, grads = actor_loss(params, batch["observations"], config.tanh_penalty)
         adam(params["actor"], grads["actor"], level["actor_adam"], rate * config.actor_lr)
         ema(target, params, config.tau)
     return loss
@@ -347,29 +261,27 @@ def td3_update(level, batch, rng, gamma, rate, config):
 
 
 def replay_init(windows, c, S, P, D, A):
-    """Room for windows of at most c steps under one goal, s_t ... s_{t+c} inclusive [E2].
+    """Room for windows of at most c steps under one goal, s_t ... s_{t+c} inclusive [E2][E24].
 
-    mask: 0 if the window ended in a termination; joined: the next window goes on where it ended;
-    count: windows added so far, of which the last are kept.
+    mask: 0 if the window ended in a termination; count: windows added so far, of which the last
+    are kept.
     """
     def zeros(*shape):
         return np.zeros((windows, *shape), np.float32)
 
     return {"states": zeros(c + 1, S), "actions": zeros(c, A), "rewards": zeros(c),
-            "goal": zeros(P), "task": zeros(D), "length": np.zeros(windows, np.int64),
-            "mask": zeros(), "joined": np.zeros(windows, bool), "count": np.zeros((), np.int64)}
+            "goal": zeros(P), "desired_goal": zeros(D), "length": np.zeros(windows, np.int64),
+            "mask": zeros(), "count": np.zeros((), np.int64)}
 
 
-def replay_add(replay, window, terminated, follows):
-    """Add a window; follows: it goes on where the last one ended. Time limits bootstrap [E13]."""
+def replay_add(replay, window, terminated):
+    """Add a window. Where a time limit ended it, values bootstrap [E13]."""
     i, n = int(replay["count"]) % len(replay["mask"]), len(window["actions"])
     for name in ("states", "actions", "rewards"):
         replay[name][i] = 0
         replay[name][i, :len(window[name])] = window[name]
-    replay["goal"][i], replay["task"][i] = window["goal"], window["task"]
-    replay["length"][i], replay["mask"][i], replay["joined"][i] = n, not terminated, False
-    if follows:
-        replay["joined"][i - 1] = True
+    replay["goal"][i], replay["desired_goal"][i] = window["goal"], window["desired_goal"]
+    replay["length"][i], replay["mask"][i] = n, not terminated
     replay["count"] += 1
 
 
@@ -386,27 +298,17 @@ def draw_steps(replay, rng, n, c):
 def sample_steps(replay, rng, goal_range, config):
     """Low-level batch, steps drawn uniformly: [s; g], a, r, [s'; g'], m.
 
-    g is the window's goal carried on by h, or a relabelled one [E16]; r is the intrinsic reward,
-    not scaled; g' is h(s, g, s'). With goal_at_window_end "new" g' is at a window's end the next
-    window's goal, if that window goes on with the episode [E1].
+    g is the window's goal carried on by h, also beyond the window's end [E1]; r is the intrinsic
+    reward, not scaled; g' is h(s, g, s').
     """
-    n = config.batch_size
-    w, i, last = draw_steps(replay, rng, n, config.subgoal_interval)
+    w, i, last = draw_steps(replay, rng, config.batch_size, config.subgoal_interval)
     first, s, s1 = (replay["states"][w, j] for j in (0, i, i + 1))
     g = goal_transition(first, replay["goal"][w], s)
-    if config.relabel_low_goals:
-        P = g.shape[-1]
-        other = s[rng.permutation(n), :P] - s[:, :P]
-        g = np.clip(other + 0.1 * goal_range * rng.standard_normal(g.shape, np.float32),
-                    -goal_range, goal_range)
     g1 = goal_transition(s, g, s1)
-    reward = intrinsic_reward(s, g, s1)
-    if config.goal_at_window_end == "new":
-        new = last & replay["joined"][w]
-        g1[new] = replay["goal"][(w[new] + 1) % len(replay["mask"])]
-    return {"observations": low_input(s, g, config), "actions": replay["actions"][w, i],
-            "rewards": reward, "masks": np.where(last, replay["mask"][w], np.float32(1)),
-            "next_observations": low_input(s1, g1, config)}
+    return {"observations": np.concatenate([s, g], -1), "actions": replay["actions"][w, i],
+            "rewards": intrinsic_reward(s, g, s1),
+            "masks": np.where(last, replay["mask"][w], np.float32(1)),
+            "next_observations": np.concatenate([s1, g1], -1)}
 
 
 def sample_windows(replay, rng, low_policy, goal_range, config):
@@ -416,75 +318,116 @@ def sample_windows(replay, rng, low_policy, goal_range, config):
     of the window's task rewards times reward_scale [E11]; short windows end where they end [E13].
     """
     w = rng.integers(min(int(replay["count"]), len(replay["mask"])), size=config.batch_size)
-    states, length, task = replay["states"][w], replay["length"][w], replay["task"][w]
+    states, length, desired = (replay[name][w] for name in ("states", "length", "desired_goal"))
     goal, info = replay["goal"][w], {}
     if config.correction == "off_policy":
         new, score = off_policy_correction(low_policy, states, replay["actions"][w], goal, length,
-                                           goal_range, rng, config.candidates)
+                                           goal_range, rng)
         distance = np.sqrt(((new - goal) ** 2).sum(-1))
         info = {"relabel_fraction": (distance > 0).mean(), "relabel_distance": distance.mean(),
                 "relabel_gain": (score.max(1) - score[:, 0]).mean()}
         goal = new
     end = states[np.arange(len(w)), length]
-    return {"observations": np.concatenate([states[:, 0], task], -1), "actions": goal / goal_range,
+    return {"observations": np.concatenate([states[:, 0], desired], -1),
+            "actions": goal / goal_range,
             "rewards": np.float32(config.reward_scale) * replay["rewards"][w].sum(-1),
-            "next_observations": np.concatenate([end, task], -1), "masks": replay["mask"][w]}, info
+            "next_observations": np.concatenate([end, desired], -1),
+            "masks": replay["mask"][w]}, info
 
 
 # -------------------------------------------------------------------------------- acting
 
 
-def low_input(s, g, config):
-    """What policy and critics of the low level see: [s; g], or without the position in s [E8]."""
-    return np.concatenate([s if config.see_position else s[..., g.shape[-1]:], g], -1)
+def read(obs):
+    """State s (S,), position first, and the episode's goal D (D,) of an observation, float32."""
+    return obs["observation"].astype(np.float32), obs["desired_goal"].astype(np.float32)
 
 
-def policies(agent, config):
-    """A namespace: both policies without noise, and how a goal goes on after a step.
+class Actor:
+    """Both policies: high(s (N,S), D (N,D)) -> goals (N,P), low(s, g (N,P)) -> actions (N,A).
 
-    high(s (N,S), D (N,D)) -> goals (N,P); low(s (N,S), g (N,P)) -> actions (N,A);
-    transition(s, g, s1) -> g1, Eq. (2).
+    actor() begins an episode: act(observation) -> action in [-1, 1]^A. One object for exploration,
+    evaluation, `load` and pictures; it can be pickled.
     """
-    def high(s, task):
-        x = np.concatenate([s, task], -1)
-        return agent["goal_range"] * policy(agent["high"]["online"]["actor"], x)[0]
 
-    def low(s, g):
-        return policy(agent["low"]["online"]["actor"], low_input(s, g, config))[0]
+    hierarchical = True
 
-    return SimpleNamespace(high=high, low=low, transition=goal_transition, hierarchical=True)
+    def __init__(self, agent, config, noise=0.0, rng=None):
+        """noise: std of Gaussian noise on actions of episodes, drawn from rng (without one from
+        the config's seed); 0 but for tasks that need some."""
+        self.high_actor = agent["high"]["online"]["actor"] if "high" in agent else None
+        self.low_actor, self.goal_range = agent["low"]["online"]["actor"], agent["goal_range"]
+        self.c, self.noise = config.subgoal_interval, noise
+        self.rng = rng or np.random.default_rng(config.seed)
+
+    def high(self, s, desired):
+        return self.goal_range * policy(self.high_actor, np.concatenate([s, desired], -1))[0]
+
+    def low(self, s, g):
+        return policy(self.low_actor, np.concatenate([s, g], -1))[0]
+
+    def transition(self, s, g, s1):
+        """How a goal goes on after a step: Eq. (2)."""
+        return goal_transition(s, g, s1)
+
+    def __call__(self):
+        return Episode(self)
 
 
-def explore_goal(agent, s, task, noise, rng, config):
-    """A goal (P,) of the high-level policy with noise; uniform in pretraining [E10][E16].
+class Episode:
+    """One episode of an `Actor`, or N side by side; g: the goals of the last step (N,P)."""
 
-    In the warm-up it is uniform too, but `end_warmup` replaces it. noise (P,): an autoregressive
-    process over an episode, which begins with N(0, 1) and keeps std 1; changed in place.
+    def __init__(self, actor):
+        self.actor, self.t = actor, 0
+
+    def __call__(self, obs):
+        s, desired = (x[None] for x in read(obs))
+        return self.act(s, desired)[0]
+
+    def act(self, s, desired):
+        """Actions (N,A) at states s (N,S) with the episodes' goals (N,D); every c steps with new
+        goals of the high-level policy."""
+        actor = self.actor
+        if self.t % actor.c == 0:
+            self.g = actor.high(s, desired)
+        else:
+            self.g = actor.transition(self.s, self.g, s)
+        self.s, self.t = s, self.t + 1
+        a = actor.low(s, self.g)
+        if actor.noise:
+            a = np.clip(a + actor.noise * actor.rng.normal(size=a.shape), -1, 1)
+        return a
+
+
+def explore_goal(actor, s, desired, noise, warm, rng, config):
+    """A goal (P,) of the high-level policy with noise [E10]; in the warm-up a uniform one [E26].
+
+    noise (P,): an autoregressive process over an episode, which begins with N(0, 1) and keeps std
+    1; changed in place.
     """
-    g, goal_range = policies(agent, config).high(s[None], task[None])[0], agent["goal_range"]
-    if agent["step"] < max(config.warmup, config.pretrain):
-        g = rng.uniform(-1, 1, g.shape) * goal_range
-    else:
-        fresh = math.sqrt(1 - config.noise_correlation**2) * rng.normal(size=g.shape)
-        noise[:] = config.noise_correlation * noise + fresh
-        g = np.clip(g + config.high_noise * goal_range * noise, -goal_range, goal_range)
-    return g.astype(np.float32)
+    g, goal_range = actor.high(s[None], desired[None])[0], actor.goal_range
+    if warm:
+        return (rng.uniform(-1, 1, g.shape) * goal_range).astype(np.float32)
+    fresh = math.sqrt(1 - config.noise_correlation**2) * rng.normal(size=g.shape)
+    noise[:] = config.noise_correlation * noise + fresh
+    g = g + config.high_noise * goal_range * noise
+    return np.clip(g, -goal_range, goal_range).astype(np.float32)
 
 
-def explore_window(env, s, task, g, acting, warm, rng, config):
+def explore_window(env, s, desired, g, actor, warm, rng, config):
     """At most c steps under one goal g (P,), with noise -> window, end of the episode, terminated.
 
-    acting: of `policies`. warm: in place of the policy's actions hold one random one [E10].
+    warm: in place of the policy's actions hold one random one [E26].
     """
-    window = {"states": [s], "actions": [], "rewards": [], "goal": g, "task": task}
+    window = {"states": [s], "actions": [], "rewards": [], "goal": g, "desired_goal": desired}
     held = rng.uniform(-1, 1, env.action_size)
     for _ in range(config.subgoal_interval):
-        a = held if warm else acting.low(s[None], g[None])[0]
+        a = held if warm else actor.low(s[None], g[None])[0]
         a = a + config.low_noise * rng.normal(size=env.action_size)
         a = np.clip(a, -1, 1).astype(np.float32)
         obs, reward, terminated, truncated, _ = env.step(a)
-        s1, _ = online.read(obs)
-        g, s = acting.transition(s, g, s1), s1
+        s1, _ = read(obs)
+        g, s = actor.transition(s, g, s1), s1
         window["states"].append(s)
         window["actions"].append(a)
         window["rewards"].append(reward)
@@ -493,112 +436,250 @@ def explore_window(env, s, task, g, acting, warm, rng, config):
     return window, False, False
 
 
-def end_warmup(agent, rng, config):
-    """Measure the goal range if need be; draw the goals of the windows so far, uniformly.
+# -------------------------------------------------------------------------------- evaluation
 
-    Actions of the warm-up do not depend on goals, so that goals can be drawn here, once their
-    range is known; those stored before are overwritten.
+
+def rollout(task, episode, starts, goals):
+    """N episodes of a task side by side, to the time limit; episode: of an `Actor`.
+
+    starts (N,2), goals (N,D) -> distances to the goal after each step (T,N), the task's states
+    (T+1,N,...), and the subgoals as places, position + goal, (T/c rounded up, N, P).
     """
-    replay, goal_range, c = agent["replay"], agent["goal_range"], config.subgoal_interval
-    n, P = min(int(replay["count"]), len(replay["mask"])), len(goal_range)
-    if np.isnan(goal_range).any():
-        whole = np.flatnonzero(replay["length"][:n] == c)
-        if not len(whole):
-            raise ValueError(f"no {c} steps in a row in the warm-up; give a goal range")
-        moved = replay["states"][whole, c, :P] - replay["states"][whole, 0, :P]
-        goal_range[:] = np.maximum(np.quantile(np.abs(moved), 0.95, axis=0), 1e-6)
-    replay["goal"][:n] = rng.uniform(-1, 1, (n, P)) * goal_range
+    s = task.begin(starts)
+    distance, paths, asked = [], [s], []
+    for t in range(task.limit):
+        now = task.observe(s).astype(np.float32)
+        a = episode.act(now, goals.astype(np.float32))
+        if t % episode.actor.c == 0:
+            asked.append(now[:, :episode.g.shape[1]] + episode.g)
+        s = task.move(s, a.astype(float))
+        paths.append(s)
+        distance.append(task.distance(s, goals))
+    return np.array(distance), np.array(paths), np.array(asked)
 
 
-# ---------------------------------------------------------------------------------- the loop
+def evaluate(agent, task, config, actor=Actor):
+    """Success of the current policies -> summary, {test: (paths, asked, goals, success)}.
 
-
-def learn(env, agent, config, rngs):
-    """HIRO: act for c steps, store, update the low level, relabel and update the high level.
-
-    Yields ({last loss of each level and effect of relabelling: value}, whether the episode is
-    over) after each window; the last episode is played to its end.
+    Shapes for N = eval_episodes as in `rollout`; success (N,): reached at any step. The first test
+    gives success, success_last_step and final_distance, each other test success_<name>.
+    subgoal_error: the mean of `subgoal_errors` over all tests; subgoal_error_<name>: over one.
+    Starts, goals and all that is random depend only on the seed and on the steps so far.
     """
-    low, high, replay, rng = agent["low"], agent["high"], agent["replay"], rngs["batch"]
-    acting = policies(agent, config)
-    while agent["step"] < config.steps:
-        s, task, noise = online.begin_episode(env, rngs, agent)
-        over = follows = False
-        while not over:
-            warm, row = bool(agent["step"] < config.warmup), {}
-            g = explore_goal(agent, s, task, noise, rngs["explore"], config)
-            window, over, terminated = explore_window(env, s, task, g, acting, warm,
-                                                      rngs["explore"], config)
-            replay_add(replay, window, terminated, follows)
-            s, follows = window["states"][-1], True
-            agent["step"] += len(window["actions"])
-            if warm and agent["step"] >= config.warmup:
-                end_warmup(agent, rngs["explore"], config)
-            low_updates, high_updates, rate = schedule(agent["step"], window, config)
-            for _ in range(low_updates):
-                batch = sample_steps(replay, rng, agent["goal_range"], config)
-                row["low_loss"] = td3_update(low, batch, rng, config.low_discount, rate, config)
-            for _ in range(high_updates):
-                batch, info = sample_windows(replay, rng, acting.low, agent["goal_range"], config)
-                row["high_loss"] = td3_update(high, batch, rng, config.high_discount, rate, config)
-                row.update(info)
-            yield row, over
+    summary, episodes, n = {}, {}, config.eval_episodes
+    task.rng = rng = np.random.default_rng([config.seed, int(agent["step"])])
+    tests = task.tests(rng, n)
+    starts, goals = (np.concatenate(x) for x in zip(*tests.values()))
+    acting = actor(agent, config, task.eval_noise, rng)
+    distance, paths, asked = rollout(task, acting(), starts, goals)
+    errors = subgoal_errors(task.position(paths), asked, config.subgoal_interval)
+    success = task.reached(distance).any(0)
+    for i, name in enumerate(tests):
+        mine = slice(i * n, (i + 1) * n)
+        if i == 0:
+            summary = {"success": success[mine].mean(),
+                       "success_last_step": task.reached_last(distance[-1, mine]).mean(),
+                       "final_distance": distance[-1, mine].mean()}
+        else:
+            summary[f"success_{name}"] = success[mine].mean()
+        episodes[name] = paths[:, mine], asked[:, mine], goals[mine], success[mine]
+    if acting.hierarchical and len(errors):
+        summary["subgoal_error"] = errors.mean()
+        if len(tests) > 1:
+            summary.update({f"subgoal_error_{name}": errors[:, i * n:(i + 1) * n].mean()
+                            for i, name in enumerate(tests)})
+    return {k: float(x) for k, x in summary.items()}, episodes
 
 
-def schedule(step, window, config):
-    """Numbers of low-level and high-level updates after a window, and the factor on learning rates.
+def subgoal_errors(paths, asked, c):
+    """How far from its subgoal the agent is after each whole window of c steps: (T/c, N).
 
-    0 and 0 in the warm-up; then one low-level update for each step of the window and high_updates
-    of the high level [E12]; with `pretrain` the low level alone up to that step, the high level
-    alone from then on [E16].
+    paths (T+1,N,2), asked (T/c rounded up, N,2). Nothing in HIRO keeps subgoals within reach, so
+    that the distance need not become small.
     """
-    rate = min(1.0, max(0.0, 3 * (1 - int(step) / config.steps))) if config.lr_decay else 1.0
-    if step < config.warmup:
-        return 0, 0, rate
-    low = 0 if config.pretrain and step > config.pretrain else len(window["actions"])
-    high = config.high_updates if step > config.pretrain else 0
-    return low, high, rate
+    reached = paths[c::c]
+    return np.sqrt(((reached - asked[:len(reached)]) ** 2).sum(-1))
 
 
-# ------------------------------------------------------------------------------------- a run
+# ------------------------------------------------------------------------------- the program
 
 
-def init_agent(problem, rngs):
-    """A new agent, one tree of arrays: both levels, replay, goal range (NaN: to be measured)."""
-    config, (S, P, D, A) = problem.config, problem.sizes
-    n_low = S + P if config.see_position else S
-    agent = {"low": td3_init(rngs["init"], n_low, A, config),
-             "high": td3_init(rngs["init"], S + D, P, config), "step": np.zeros((), np.int64)}
-    c = config.subgoal_interval
-    agent["replay"] = replay_init(config.capacity // c, c, S, P, D, A)
-    agent["goal_range"] = np.full(P, config.goal_range or np.nan, np.float32) * np.float32(
-        getattr(problem.env, "goal_scale", 1))
-    return agent
+def init_agent(config, sizes, rng, goal_scale=1.0):
+    """A new agent, one tree of arrays: both levels, replay, goal range (P,), steps so far.
 
-
-def prepare(config, checkpoint=None, env=None, **parts):
-    """The problem that `train` solves, see support/online.py; checkpoint: a saved agent.
-
-    env: a task by the convention of `envs.GoalEnv`, instead of config.env. For Gymnasium's
-    environments see lab/gym.py.
+    sizes: S, P, D, A of state, position, episode's goal and action; goal_scale: of the task.
     """
-    limit = getattr(env or envs.make_task(config.env), "limit", None) or math.inf
-    if not config.goal_range and config.subgoal_interval > limit:
-        raise ValueError(f"--goal-range 0 is measured over --subgoal-interval "
-                         f"{config.subgoal_interval} steps, but an episode of {config.env} has "
-                         f"{limit}")
-    return online.prepare(config, checkpoint, env, **{
-        "title": "hiro, " + ("with" if config.correction == "off_policy" else "without")
-        + " off-policy correction", "agent": "hiro", "init_agent": init_agent, "learn": learn,
-        "policies": policies, **parts})
+    (S, P, D, A), c = sizes, config.subgoal_interval
+    return {"low": td3_init(rng, S + P, A, config), "high": td3_init(rng, S + D, P, config),
+            "replay": replay_init(config.capacity // c, c, *sizes),
+            "goal_range": np.full(P, config.goal_range, np.float32) * np.float32(goal_scale),
+            "step": np.zeros((), np.int64)}
+
+
+def sizes_of(env):
+    """S, P, D, A of state, position, episode's goal, action. ValueError: actions are integers."""
+    if not env.action_size:
+        raise ValueError(f"{name_of(env)} has integer actions; online learning needs actions that "
+                         "are vectors")
+    obs, _ = env.reset(seed=0)
+    names = "observation", "achieved_goal", "desired_goal"
+    return *(obs[name].size for name in names), env.action_size
+
+
+def name_of(env):
+    """The task's name, or the class of an environment from elsewhere."""
+    return env.name if isinstance(env, envs.GoalEnv) else type(env.unwrapped).__name__
+
+
+@np.errstate(over="ignore", invalid="ignore")           # run.step refuses what is not finite
+def train(env, config, run=None, *, goal_range=None, evaluate=evaluate, actor=Actor,
+          sample_steps=sample_steps, td3_update=td3_update, title="hiro"):
+    """A whole run: act for c steps, store, update the low level, relabel and update the high level.
+
+    env: a task by the convention of `envs.GoalEnv`, None: the config's. run: a `support.runs.Run`;
+    without one nothing is written. goal_range: half-width of goals, a number or (P,), instead of
+    the config's. evaluate(agent, env, config, actor) -> summary, episodes; actor, sample_steps,
+    td3_update: what a variant replaces.
+    -> namespace: summary, agent (tree of arrays), actor, an `Actor`. ValueError: integer actions,
+    or a goal range that is not positive.
+    """
+    run, env = run or Run(PROGRAM, config), env or envs.make_task(config.env)
+    say(f"{name_of(env)}, seed {config.seed}: {title}, correction {config.correction}; "
+        f"{config.steps:,} environment steps")
+    rngs = generators(config.seed, "init", "episodes", "explore", "batch")
+    agent = init_agent(config, sizes_of(env), rngs["init"], getattr(env, "goal_scale", 1.0))
+    if goal_range is not None:
+        agent["goal_range"][:] = goal_range
+    if not (agent["goal_range"] > 0).all():
+        raise ValueError(f"the goal range must be positive, not {agent['goal_range'].tolist()}; "
+                         "lab.gym.train measures it, and --variant goal-range-measured of "
+                         "lab.hiro_ablations")
+    run.begin(agent, rngs, config.steps, config.warmup)     # one to go on with gets its agent
+
+    low, high, replay, half = (agent[x] for x in ("low", "high", "replay", "goal_range"))
+    acting, explore, rng = actor(agent, config), rngs["explore"], rngs["batch"]
+    step, every = int(agent["step"]), config.eval_interval
+    due = (step // every + 1) * every
+    while step < config.steps:
+        s, desired = read(env.reset(seed=int(rngs["episodes"].integers(2**31)))[0])
+        noise, over = explore.normal(size=len(half)), False
+        while not over:                                     # a window
+            warm, row = step < config.warmup, {}
+            g = explore_goal(acting, s, desired, noise, warm, explore, config)
+            window, over, terminated = explore_window(env, s, desired, g, acting, warm, explore,
+                                                      config)
+            replay_add(replay, window, terminated)
+            s = window["states"][-1]
+            step += len(window["actions"])
+            agent["step"][...] = step
+            if warm and step >= config.warmup:
+                n = min(int(replay["count"]), len(replay["mask"]))
+                replay["goal"][:n] = explore.uniform(-1, 1, (n, len(half))) * half
+            if step >= config.warmup:                       # all updates at a window's end [E12]
+                rate = schedule(step, config)
+                for _ in window["actions"]:
+                    batch = sample_steps(replay, rng, half, config)
+                    row["low_loss"] = td3_update(low, batch, rng, config.low_discount, rate, config)
+                for _ in range(config.high_updates):
+                    batch, info = sample_windows(replay, rng, acting.low, half, config)
+                    row["high_loss"] = td3_update(high, batch, rng, config.high_discount, rate,
+                                                  config)
+                    row.update(info)
+            run.step(step, row)
+        if due <= step < config.steps:
+            due = (step // every + 1) * every
+            if step >= config.warmup:
+                run.evaluated(step, evaluate(agent, env, config, actor)[0])
+            run.save(agent, rngs)
+        elif run.stopped:
+            run.save(agent, rngs)
+
+    found, episodes = evaluate(agent, env, config, actor)
+    run.evaluated(step, found)
+    run.save(agent, rngs)
+    summary = {"env": name_of(env), "agent": title, "seed": config.seed, "env_steps": step, **found,
+               **summarise(run.logs, step), "episodes": config.eval_episodes,
+               "train_seconds": round(run.seconds(), 1)}
+    if run.folder:
+        draw(run, env, config, acting, episodes)
+    run.finish(summary)
+    return SimpleNamespace(summary=summary, agent=agent,
+                           actor=actor(agent, config, getattr(env, "eval_noise", 0.0)))
+
+
+def schedule(step, config):
+    """The factor on the learning rates: 1, then falling linearly to 0 over the last third [E21]."""
+    if not config.lr_decay:
+        return 1.0
+    return min(1.0, max(0.0, 3 * (1 - step / config.steps)))
+
+
+def summarise(logs, step):
+    """What a run's logs say of its course, for summary.json; step: the last one.
+
+    relabel_...: means of the last 20 logged rows. ..._curve: one number for each evaluation, of
+    relabel_... the mean since the evaluation before. first_success: the first step with an
+    evaluated success of at least 0.95, or None. success_lowest_late: the lowest success of the
+    evaluations in the last 10,000 steps.
+    """
+    tests, logged = logs["eval"], [row for row in logs["train"] if "relabel_fraction" in row]
+    solved = [row["step"] for row in tests if row["success"] >= 0.95]
+    late = [row["success"] for row in tests if row["step"] >= step - 10_000]
+    curves = {f"{key}_curve": [round(row[key], 3) for row in tests] for key in tests[-1]
+              if key == "success" or key.startswith("subgoal_error")}
+    means = {}
+    if logged:
+        part = np.searchsorted([row["step"] for row in tests], [row["step"] for row in logged])
+        for key in ("relabel_fraction", "relabel_distance", "relabel_gain"):
+            x = np.array([row[key] for row in logged])
+            means[key] = float(x[-20:].mean())
+            curves[f"{key}_curve"] = [round(float(x[part == i].mean()), 3) if (part == i).any()
+                                      else None for i in range(len(tests))]
+    return {**means, "first_success": solved[0] if solved else None,
+            "success_lowest_late": min(late), **curves}
+
+
+def draw(run, env, config, acting, episodes):
+    """The pictures of a run: learning curve, relabelling over training, an episode of each test."""
+    plots.draw_curve(run.path("curve.png"), run.logs, "step")
+    if any("relabel_fraction" in row for row in run.logs["train"]):
+        plots.draw_correction(run.path("correction.png"), run.logs)
+    if episodes:
+        tests = {name: {"path": paths[:, 0, :2], "goal": goals[0, :2], "asked": asked[:, 0, :2],
+                        "blocks": env.blocks(paths[:, 0])}
+                 for name, (paths, asked, goals, _) in episodes.items()}
+        plots.draw_episodes(run.path("episodes.png"), env.maze, tests,
+                            config.subgoal_interval if acting.hierarchical else None)
 
 
 def load(folder):
-    """Load a trained run -> actor(); each call gives one episode's act(observation) -> action."""
-    return online.actors(*load_run(sys.modules[__name__], folder))
+    """A trained run -> `Actor`: each call of it gives one episode's act(observation) -> action."""
+    saved = read_run(PROGRAM, folder)
+    return Actor(saved.agent, saved.config, envs.make_task(saved.config.env).eval_noise)
 
 
-train, evaluate_checkpoint = online.train, online.evaluate_checkpoint
+def evaluate_saved(folder, program=PROGRAM, actor=Actor):
+    """The evaluation of a saved run, with the starts and goals of the one in training. ValueError:
+    it is still in its warm-up."""
+    saved = read_run(program, folder)
+    if saved.agent["step"] < saved.config.warmup:
+        raise ValueError("the run was stopped in its warm-up; there is nothing to evaluate yet")
+    task = envs.make_task(saved.config.env)
+    found, _ = evaluate(saved.agent, task, saved.config, actor)
+    return {"env_steps": int(saved.agent["step"]), **found}
+
+
+def main():
+    given, call = parse(PROGRAM, __doc__, WORDS)
+    with one_line_errors():
+        if call.eval:
+            return show(evaluate_saved(call.eval))
+        config = resolve(given)
+        if call.seeds:
+            return run_seeds(PROGRAM, call, given, config)
+        with open_run(PROGRAM, call, config) as run:
+            train(None, run.config, run)
+
 
 if __name__ == "__main__":
-    main(sys.modules[__name__])         # which takes the names above from this module
+    main()

@@ -12,15 +12,15 @@ the same layout.
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
-import ast
 import contextlib
 import dataclasses
 import glob
-import graphlib
 import inspect
 import io
+import json
 import math
 import os
+import pickle
 import re
 import signal
 import time
@@ -33,12 +33,11 @@ import envs
 import hiql
 import hiro
 from nets import flatten, mlp, tree_map, unflatten
-from support import offline, online
-from support.datasets import check_dataset, load_dataset, save_dataset
-from support.files import load_tree
-from support.run import HERE, Run, generators, load_run
+from support.datasets import DataAlone, check_dataset, load_dataset, save_dataset
+from support.runs import HERE, Run, generators, read_run
 
 GOLDEN = os.environ.get("GOLDEN_HIQL", os.path.join(HERE, "data", "golden_hiql_f64.npz"))
+CORRIDOR = "######### #.......# #########"
 
 
 def close(a, b, tolerance=1e-9):
@@ -49,25 +48,75 @@ def close(a, b, tolerance=1e-9):
     assert error < tolerance, error
 
 
+def same(a, b):
+    """Two trees have the same arrays, bit by bit."""
+    a, b = flatten(a), flatten(b)
+    assert a.keys() == b.keys()
+    for path, x in a.items():
+        assert np.array_equal(x, b[path]), path
+
+
+def recorded(env, *names):
+    """{name: [(arguments, result)]} of every call of these methods of env from now on."""
+    calls = {name: [] for name in names}
+    for name in names:
+        def call(*words, plain=getattr(env, name), noted=calls[name]):
+            words = tuple(np.array(x) if isinstance(x, np.ndarray) else x for x in words)
+            noted.append((words, plain(*words)))
+            return noted[-1][1]
+        setattr(env, name, call)
+    return calls
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """A copy of the registry, for tests that add to it."""
+    monkeypatch.setattr(envs, "ENVIRONMENTS", dict(envs.ENVIRONMENTS))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Runs draw nothing."""
+    monkeypatch.setattr(hiql, "draw", lambda *_: None)
+    monkeypatch.setattr(hiro, "draw", lambda *_: None)
+
+
+class StopsAt(Run):
+    """A run that gets a SIGTERM during the update or step `at`."""
+
+    at = math.inf
+
+    def step(self, count, row):
+        super().step(count, row)
+        if count >= self.at:
+            self.stopped = signal.SIGTERM
+
+
+def run_to(folder, program, config, at=math.inf):
+    """The `StopsAt` run in a folder: a new one, or one to go on with."""
+    saved = read_run(program, folder) if os.path.exists(folder) else None
+    run = StopsAt(program, config, str(folder), saved)
+    run.at = at
+    return run
+
+
+def kept(folder, program):
+    """What a run has saved, but for times: arrays, states of generators, logs."""
+    saved = read_run(program, folder)
+    logs = {name: [{key: x for key, x in row.items() if key != "seconds"} for row in rows]
+            for name, rows in saved.meta["logs"].items()}
+    return saved.agent, saved.states, logs
+
+
 # =============================================================================== nets: layers
 
 
-def test_gradient_certificate():
-    """Every layer and every loss: analytic derivatives equal the complex step. A loss has them for
-    all arrays of the networks that it changes, a learned std included."""
-    found = certificate()
-    for name, errors in found.items():
-        for array, error in errors.items():
-            assert error < 1e-12, (name, array, error)
-    config, params, _ = toy(const_std=False)
-    networks = {"high level": ["high"], "low level": ["low"], "value": ["value", "phi"]}
-    for loss, names in networks.items():
-        arrays = {x for x in flatten(params) if x.split("/")[0] in names}
-        assert arrays == found[f"loss: {loss}{', learned std' * (loss != 'value')}"].keys()
-
-
 def test_every_layer_is_certified(monkeypatch):
-    """With these shapes: single and in ensembles, which share their input or have their own."""
+    """`layer_errors` is small, and has each layer with these shapes: single and in ensembles,
+    which share their input or have their own."""
+    for name, errors in nets.layer_errors().items():
+        assert max(errors.values()) < 1e-12, name
+
     def shapes(f, tree, grads):
         assert flatten(grads).keys() == flatten(tree).keys()
         return {name.removeprefix("p/"): x.shape for name, x in flatten(tree).items()}
@@ -85,17 +134,13 @@ def test_every_layer_is_certified(monkeypatch):
         "gaussian, learned std": {**plain, "log_std": (4,)}, "categorical": plain}
 
 
-def test_the_complex_step_sees_a_wrong_derivative():
+def test_the_complex_step_sees_wrong_derivatives_and_stopped_gradients():
+    """d/dx of x stop_gradient(x) is x; without the stop it would be 2 x."""
     x = np.linspace(-1, 1, 5)
     errors = nets.derivative_error(lambda t: (t["x"] ** 3).sum(), {"x": x}, {"x": 3.001 * x**2})
     assert errors["x"] == pytest.approx(0.001 / 3, rel=1e-6)
     errors = nets.derivative_error(lambda t: 0 * t["x"].sum(), {"x": x}, {"x": 0 * x - 1e-6})
     assert errors["x"] == pytest.approx(1e-3)               # relative to 1e-3 at least
-
-
-def test_the_complex_step_takes_stopped_gradients_for_constants():
-    """d/dx of x stop_gradient(x) is x; without the stop it would be 2 x."""
-    x = np.linspace(-1, 1, 5)
 
     def stopped(tree):
         return (tree["x"] * nets.stop_gradient(tree["x"])).sum()
@@ -136,57 +181,15 @@ def test_log_probabilities_by_hand():
     assert log_prob[0] == -1000                                         # exp(1000) overflows
 
 
-def twin_net(dtype=float, seed=0):
-    """Parameters of an ensemble of two networks, 3 -> 8 -> 8 -> 2, with LayerNorm."""
-    rng = np.random.default_rng(seed)
-    p = nets.init_mlp(rng, (3, 8, 8, 2), norm=True, ensemble=2)
-    return tree_map(lambda w: (w + 0.3 * rng.normal(size=w.shape)).astype(dtype), p)
-
-
-def test_an_mlp_is_dense_activation_norm():
-    """Layer by layer, with both activations, with norms and without."""
-    p, x = twin_net(), np.random.default_rng(1).normal(size=(5, 3))
-    for activation in (nets.gelu, nets.relu):
-        for norms in (True, False):
-            q = {name: layer for name, layer in p.items() if norms or "norm" not in name}
-            h = x
-            for i in (0, 1, 2):
-                h = h @ q[f"dense{i}"]["W"] + q[f"dense{i}"]["b"][:, None]
-                if i < 2:
-                    h = activation({}, h)[0]
-                    h = nets.layer_norm(q[f"norm{i}"], h)[0] if norms else h
-            close(mlp(q, x, activation)[0], h, 1e-14)
-
-
-def test_ensemble_is_two_separate_nets():
-    p, x = twin_net(), np.random.default_rng(1).normal(size=(5, 3))
-    y, back = mlp(p, x)
-    dy = np.random.default_rng(2).normal(size=y.shape)
-    dx, grads = back(dy)
-    parts = [mlp(tree_map(lambda w: w[i], p), x) for i in (0, 1)]
-    for i, (yi, back_i) in enumerate(parts):
-        close(y[i], yi, 1e-14)
-        for name, g in flatten(back_i(dy[i])[1]).items():
-            close(flatten(grads)[name][i], g, 1e-13)
-    close(dx, sum(back_i(dy[i])[0] for i, (_, back_i) in enumerate(parts)), 1e-13)
-
-
-def test_evaluations_do_not_disturb_each_other():
-    """A second forward pass, other backs and a repeated back leave a derivative as it was."""
-    p, rng = twin_net(), np.random.default_rng(1)
-    x, dy = rng.normal(size=(5, 3)), rng.normal(size=(2, 5, 2))
-    x0, dy0 = x.copy(), dy.copy()
-    y, back = mlp(p, x)
-    first = flatten(back(dy)[1])
-    mlp(p, x + 1)[1](2 * dy)
-    for name, g in flatten(back(dy)[1]).items():
-        assert (g == first[name]).all()
-    assert (x == x0).all() and (dy == dy0).all() and (y == mlp(p, x)[0]).all()
+def narrow(tree):
+    """A tree of arrays in float32."""
+    return tree_map(lambda x: x.astype(np.float32) if x.dtype == float else x, tree)
 
 
 def test_float32_stays_float32():
-    """Layers, HIQL's losses, TD3's: nothing widens numbers to float64 on the way."""
-    p, x = twin_net(np.float32), np.ones((4, 3), np.float32)
+    """Layers and HIQL's losses: nothing widens numbers to float64 on the way."""
+    x = np.ones((4, 3), np.float32)
+    p = nets.init_mlp(np.random.default_rng(0), (3, 8, 8, 2), norm=True, ensemble=2)
     y, back = mlp(p, x)
     dx, grads = back(y)
     assert y.dtype == dx.dtype == np.float32
@@ -195,20 +198,10 @@ def test_float32_stays_float32():
                        (nets.tanh({}, x), x), (nets.gaussian_log_prob({}, x, x), x[:, 0]),
                        (nets.categorical_log_prob({}, x, np.zeros(4, int)), x[:, 0])):
         assert layer[0].dtype == layer[1](out)[0].dtype == np.float32
-
-    def narrow(tree):
-        return tree_map(lambda x: x.astype(np.float32) if x.dtype == float else x, tree)
-
-    config, params, batch = toy()
+    config, params, batch, env = toy()
     for loss in (*hiql.LOSSES.values(), hiql.flat_loss):
-        grads = loss(narrow(params), narrow(batch), config)[1]
+        grads = loss(narrow(params), narrow(batch), config, env)[1]
         assert all(g.dtype == np.float32 for g in flatten(grads).values()), loss
-    networks, target, batch, noise = (narrow({"x": x})["x"] for x in toy_td3())
-    y = hiro.td3_target(target, batch, noise, 0.9)
-    grads = [hiro.actor_loss(networks, batch["observations"])[1]]
-    grads += [hiro.critic_loss(networks, batch, y, kind)[1] for kind in ("huber", "squared")]
-    assert all(g.dtype == np.float32 for tree in grads for g in flatten(tree).values())
-    assert y.dtype == np.float32
 
 
 def test_adam_and_ema_by_hand():
@@ -221,22 +214,12 @@ def test_adam_and_ema_by_hand():
     nets.adam(p, {"w": np.array([3.0, 1.0])}, state, lr=0.1)
     m, v = (0.9 * 0.1 + 0.1 * 3) / (1 - 0.81), (0.999 * 0.001 + 0.001 * 9) / (1 - 0.999**2)
     assert p["w"][0] == pytest.approx(0.9 - 0.1 * m / np.sqrt(v), abs=1e-8)
-    assert state["m"]["w"][0] == pytest.approx(0.39) and state["v"]["w"][0] == pytest.approx(
-        0.009999)                                           # kept without bias correction
+    assert state["m"]["w"][0] == pytest.approx(0.39)        # kept without bias correction
+    assert state["v"]["w"][0] == pytest.approx(0.009999)
     assert p["other"][0] == 5 and state["m"]["other"][0] == 0 and state["count"] == 2
     target = {"w": np.array([2.0])}
     nets.ema(target, {"w": np.array([4.0]), "other": np.array([7.0])}, 0.25)
     assert target["w"][0] == 2.5
-
-
-def test_trees():
-    """Flattened by path and back, the arrays themselves; tree_map goes to every array."""
-    x, y = np.arange(2.0), np.arange(3.0)
-    tree = {"a": {"b": x, "c": {"d": y}}, "e": x}
-    flat = flatten(tree)
-    assert list(flat) == ["a/b", "a/c/d", "e"] and flat["a/b"] is x and flat["a/c/d"] is y
-    assert unflatten(flat) == tree                          # the same arrays: `is` goes first
-    assert tree_map(len, tree) == {"a": {"b": 2, "c": {"d": 3}}, "e": 2}
 
 
 def test_numpy_is_told_to_use_one_thread_and_glibc_to_keep_memory(monkeypatch):
@@ -280,22 +263,12 @@ OGBENCH_MAPS = {                        # locomaze/maze.py's arrays: 1 is a wall
              "1011101111110101 1000100010000101 1110101001010111 1000100100010001 "
              "1010101111110101 1011100010001101 1000001000100001 1111111111111111"}
 MAZES = [name for name in envs.ENVIRONMENTS if not name.startswith("pointmaze")]
-CORRIDOR = "######### #.......# #########"
-
-
-@pytest.fixture
-def registry(monkeypatch):
-    """A copy of the registry, for tests that add to it."""
-    monkeypatch.setattr(envs, "ENVIRONMENTS", dict(envs.ENVIRONMENTS))
-
-
 LENGTHS = {                             # of each task's shortest path, in cells
     "fourrooms": [20, 20, 12, 14, 9], "maze": [22, 20, 10, 18, 14], "umaze": [6, 2, 4, 6, 4],
     "medium": [10, 10, 6, 10, 8], "large": [15, 19, 12, 14, 15], "giant": [30, 26, 30, 26, 17]}
-CELLS = {                               # the tasks: start row, column; goal row, column
-    "fourrooms": [(1, 1, 11, 11), (11, 1, 1, 11), (5, 5, 8, 8), (1, 11, 11, 11), (8, 5, 2, 2)],
-    "umaze": [(1, 1, 3, 1), (1, 1, 1, 3), (1, 1, 3, 3), (3, 1, 1, 1), (3, 2, 1, 2)],
-    "medium": [(1, 1, 6, 6), (6, 1, 1, 6), (5, 3, 4, 2), (6, 5, 6, 1), (2, 6, 1, 1)],   # OGBench's
+SIZES = {"fourrooms": 104, "maze": 104, "umaze": 7, "medium": 26, "large": 46, "giant": 86}
+CELLS = {                               # OGBench's tasks: start row, column; goal row, column
+    "medium": [(1, 1, 6, 6), (6, 1, 1, 6), (5, 3, 4, 2), (6, 5, 6, 1), (2, 6, 1, 1)],
     "large": [(1, 1, 7, 10), (5, 4, 7, 1), (7, 4, 1, 10), (3, 8, 5, 4), (1, 1, 5, 4)],
     "giant": [(1, 1, 10, 14), (1, 14, 10, 1), (8, 14, 1, 1), (8, 3, 5, 12), (5, 9, 3, 8)]}
 
@@ -305,31 +278,23 @@ def test_layouts_and_tasks(name):
     """OGBench's maps and tasks; the maze is its medium one with each cell doubled, the four rooms
     are those of Sutton, Precup and Singh (1999), the U-maze that of HIRO's code."""
     env, layout = envs.make(name), name.split("-")[1]
-    maps = {size: np.array([list(row) for row in rows.split()]) == "1"
-            for size, rows in OGBENCH_MAPS.items()}
-    maps["maze"] = np.pad(np.kron(maps["medium"][1:-1, 1:-1], np.ones((2, 2), bool)), 1,
-                          constant_values=True)
-    maps["umaze"], rooms = np.ones((5, 5), bool), np.zeros((13, 13), bool)
-    for i, j in ((1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1)):
-        maps["umaze"][i, j] = False
-    rooms[[0, -1]] = rooms[:, [0, -1]] = rooms[:, 6] = rooms[6, :6] = rooms[7, 6:] = True
-    for i, j in ((3, 6), (10, 6), (6, 2), (7, 9)):
-        rooms[i, j] = False
-    maps["fourrooms"] = rooms
-    np.testing.assert_array_equal(env.walls, maps[layout])
     assert (env.distance == env.distance.T).all() and (env.distance >= 0).all()
     lengths = [int(env.distance[env.index[a], env.index[b]]) for a, b in env.tasks]
-    assert lengths == LENGTHS[layout]
-    tasks, medium = np.reshape(env.tasks, (5, 4)), CELLS["medium"]
-    assert ((tasks + 1) // 2 == medium).all() if layout == "maze" else (
-        tasks == CELLS[layout]).all()
+    assert lengths == LENGTHS[layout] and len(env.cells) == SIZES[layout]
+    tasks, walls = np.reshape(env.tasks, (5, 4)), env.walls
+    if layout == "maze":
+        tasks, walls, layout = (tasks + 1) // 2, np.pad(walls[1:-1:2, 1:-1:2], 1,
+                                                        constant_values=True), "medium"
+    if layout in CELLS:
+        rows = ["".join("01"[x] for x in row) for row in walls.astype(int)]
+        assert rows == OGBENCH_MAPS[layout].split() and (tasks == CELLS[layout]).all()
 
 
 RECIPE = dict(kind="navigate", episodes=1000, rows=201, noise=0.5)
 GRID = dict(action_dim=5, side=1, tolerance=0.5, pair_distance=8, time_limit=None, slip=0,
             recipe={**RECIPE, "noise": 0.3})
 POINT = dict(action_dim=2, side=4, tolerance=1, pair_distance=6, time_limit=250, speed=0.8,
-             radius=0.7, noise=1, contact="slide", recipe=RECIPE)
+             radius=0.7, noise=1, recipe=RECIPE)
 GRID_SETTINGS = dict(discount=0.95, subgoal_steps=5, steps=8000, temperature=2.0)
 UMAZE = dict(time_limit=500, speed=0.2, radius=1e-6, noise=0.1,
              recipe={**RECIPE, "episodes": 500, "rows": 501})
@@ -343,40 +308,24 @@ UMAZE = dict(time_limit=500, speed=0.2, radius=1e-6, noise=0.1,
     ("point-giant", envs.PointMaze, POINT, dict(discount=0.99))])
 def test_what_each_environment_brings_along(name, kind, numbers, settings, monkeypatch):
     """Sizes, tolerance, time limits, the recipe that makes its data, and its settings of hiql."""
-    env, limit = envs.make(name), numbers["time_limit"]
+    env, limit, tolerance = envs.make(name), numbers["time_limit"], numbers["tolerance"]
     assert type(env) is kind and env.name == name and env.discrete == (kind is envs.GridWorld)
     assert {key: getattr(env, key) for key in numbers} == numbers
     starts, goals = (env.place(x) for x in np.swapaxes(env.tasks, 0, 1))
     limits = env.limits(np.append(starts, starts[:1], 0), np.append(goals, starts[:1], 0))
     assert limits.tolist() == ([limit] * 6 if limit else
                                [4 * x for x in LENGTHS[name.split("-")[1]]] + [4])
-    task, near = envs.GoalEnv(env), 0.99 * numbers["tolerance"]
-    for axis in np.eye(2):
-        for far, reached in ((near, True), (near / 0.98, False)):
-            assert env.success(goals, goals + far * axis).tolist() == [reached] * 5
-            assert task.reached(task.distance(goals, goals + far * axis)).tolist() == [reached] * 5
-        assert task.reached(np.array([numbers["tolerance"]])).all()     # on the edge: reached
-        assert env.discrete or env.success(goals, goals + numbers["tolerance"] * axis).all()
-    assert list(task.reward(np.array([near, near / 0.98]))) == [0, -1]
-    for preset in ("fast", "paper"):
-        config, default = (dataclasses.asdict(hiql.resolve({"env": x, "preset": preset}))
-                           for x in (name, "point-medium"))
-        assert config == {**default, "env": name, **settings}
+    task = envs.GoalEnv(env)
+    for part, reached in ((0.99, True), (1.01, False)):
+        for axis in np.eye(2):
+            there = goals + part * tolerance * axis
+            assert env.success(goals, there).tolist() == [reached] * 5
+            assert task.reached(task.distance(goals, there)).tolist() == [reached] * 5
+    assert task.reward(tolerance * np.array([0.99, 1, 1.01])).tolist() == [0, 0, -1]
+    assert env.discrete or env.success(goals, goals + [tolerance, 0]).all()     # on the edge
+    assert env.settings() == env.settings(published=True) == settings
     monkeypatch.setattr(envs, "collect", lambda *words, **recipe: (words, recipe))
     assert env.dataset("generator") == ((env, "generator"), numbers["recipe"])
-
-
-def test_the_registered_mazes_of_ogbench():
-    """Which class, layout and published recipe; the class itself has its tests in lab/."""
-    named = {name: entry for name, entry in envs.ENVIRONMENTS.items() if name not in MAZES}
-    expected = {}
-    for size in ("medium", "large", "giant", "teleport"):
-        long = dict(episodes=500, rows=2001) if size == "giant" else dict(episodes=1000, rows=1001)
-        for recipe in (dict(kind="navigate", noise=0.5, **long),
-                       dict(kind="stitch", noise=0.5, episodes=5000, rows=201)):
-            expected[f"pointmaze-{size}-{recipe['kind']}-v0"] = envs.Entry(
-                "lab.ogbench:OGBenchMaze", dict(layout=size), recipe, {})
-    assert named == expected and len(MAZES) == 6
 
 
 def test_shortest_paths_by_hand():
@@ -540,64 +489,82 @@ def test_contacts_by_hand():
 
 
 def test_the_registry_makes_what_it_names():
-    assert envs.load("math:pi") == math.pi and envs.load(envs.Maze) is envs.Maze
-    assert envs.make("point-umaze", limit=7).limits(np.zeros((2, 2)), None).tolist() == [7, 7]
+    assert envs.imported("math:pi") == math.pi and envs.imported(envs.Maze) is envs.Maze
+    env = envs.make("point-umaze", limit=7)
+    assert env.limits(np.zeros((2, 2)), None).tolist() == [7, 7]
     for wrong in (envs.make, envs.make_task):
         with pytest.raises(ValueError, match="unknown .* 'point-tiny'; known: .*point-umaze"):
             wrong("point-tiny")
+    with pytest.raises(ValueError, match="no maze"):
+        envs.make("none")
     x = np.arange(6).reshape(3, 2)
-    encode = envs.make("point-medium").encoding("position")
-    assert encode(x) is x and encode.extra == 0
-    assert encode.pair(x, x + 7).tolist() == [[0, 1, 7, 8], [2, 3, 9, 10], [4, 5, 11, 12]]
+    for encode in (env.encode, env.encode_goal):
+        assert (encode(x) == x).all() and encode(x).dtype == np.float32
+        assert encode(x, float).dtype == float
+    assert env.pair(x, x + 7).tolist() == [[0, 1, 7, 8], [2, 3, 9, 10], [4, 5, 11, 12]]
+    assert env.extra == 0 and env.jump(x, None) is x
+    others = {name: entry for name, entry in envs.ENVIRONMENTS.items() if name not in MAZES}
+    assert others == {
+        f"pointmaze-{size}-{kind}-v0": envs.Entry("lab.ogbench:OGBenchMaze", dict(layout=size))
+        for size in ("medium", "large", "giant", "teleport") for kind in ("navigate", "stitch")}
 
 
-def test_own_layouts_are_registered(registry):
-    """A string is enough; class, recipe, settings and arguments go to what `make` returns."""
+def test_own_layouts_are_registered_and_saved(registry):
+    """A string is enough; class, recipe, settings and arguments go to what `make` returns, and by
+    way of JSON to another process. Not so the mazes of envs.py, classes of other files, arguments
+    that are no JSON."""
+    class Mine(envs.GridWorld):
+        pass
+
     envs.register("mine", layout=CORRIDOR)
-    env = envs.make("mine")
-    assert type(env) is envs.PointMaze and len(env.cells) == 7 and env.name == "mine"
     envs.register("grid-mine", kind=envs.GridWorld, layout=CORRIDOR, slip=0.5,
-                  tasks=[((1, 2), (1, 5))], recipe=dict(episodes=20, rows=11),
-                  settings=dict(discount=0.5))
-    env = envs.make("grid-mine")
-    assert env.slip == 0.5 and env.tasks == [((1, 2), (1, 5))]
-    assert env.recipe == {**GRID["recipe"], "episodes": 20, "rows": 11}
-    data = env.dataset(np.random.default_rng(0))
-    check_dataset(data, env)
-    assert data.lengths.tolist() == [11] * 20
-    config = hiql.resolve({"env": "grid-mine"})
-    assert (config.discount, config.subgoal_steps) == (0.5, 5)      # its own, those of grids
-    envs.register("later", kind="nowhere:Nothing")      # an entry point: imported when made
+                  tasks=[((1, 2), (1, 5))], recipe=dict(rows=11), settings=dict(discount=0.5))
+    entries = {name: json.dumps(envs.saved_entry(name)) for name in ("mine", "grid-mine")}
+    for known in (True, False):
+        for name, entry in entries.items():
+            if not known:
+                del envs.ENVIRONMENTS[name]
+            envs.register_saved(name, json.loads(entry))
+        env = envs.make("mine")
+        assert type(env) is envs.PointMaze and len(env.cells) == 7 and env.name == "mine"
+        env = envs.make("grid-mine")
+        assert type(env) is envs.GridWorld and env.slip == 0.5 and env.tasks == [((1, 2), (1, 5))]
+        assert env.recipe == {**GRID["recipe"], "rows": 11}         # its own, those of grids
+        assert env.defaults == {**GRID_SETTINGS, "discount": 0.5}
+    envs.register("class", Mine, layout=CORRIDOR)
+    envs.register("later", "nowhere:Nothing")           # an entry point: imported when made
+    envs.register("array", layout=CORRIDOR, tasks=np.ones((1, 2, 2), int))
+    for name in ("point-medium", "nowhere", "class", "later", "array"):
+        assert envs.saved_entry(name) is None
     with pytest.raises(ModuleNotFoundError):
         envs.make("later")
+    with pytest.raises(ValueError, match="other"):
+        envs.register_saved("other", {**json.loads(entry), "kind": "Mine"})
 
 
-@pytest.mark.parametrize("layout, message", [
-    ("#### #..# ###", "rows of the layout have 3 to 4 cells"),
-    ("#### #.x# ####", "this one has 'x'"), ("mediun", "a layout is one of fourrooms, maze"),
-    ("#### #... ####", "border of the layout must be closed"),
-    ("#### #..# #.##", "border of the layout must be closed"),
-    ("##### #.#.# #####", "have no path"), ("### #.# ###", "at least two free cells"),
-    ("", "at least two free cells")])
-def test_wrong_layouts_are_refused(layout, message, registry):
-    for kind in (envs.PointMaze, envs.GridWorld):
+@pytest.mark.parametrize("kind, arguments, message", [
+    (None, dict(layout="#### #..# ###"), "rows of the layout have 3 to 4 cells"),
+    (None, dict(layout="#### #.x# ####"), "this one has 'x'"),
+    (None, dict(layout="mediun"), "a layout is one of fourrooms, umaze"),
+    (None, dict(layout="#### #... ####"), "border of the layout must be closed"),
+    (None, dict(layout="#### #..# #.##"), "border of the layout must be closed"),
+    (None, dict(layout="##### #.#.# #####"), "have no path"),
+    (None, dict(layout="### #.# ###"), "at least two free cells"),
+    (None, dict(layout=""), "at least two free cells"),
+    (None, dict(tasks=[((1, 1), (0, 1))]), r"tasks have \(0, 1\), which is no free cell"),
+    (None, dict(tasks=[((1, 1), (9, 9))]), "which is no free cell"),
+    (None, dict(tasks=[(1, 1)]), "a task is a start and a goal cell"),
+    (envs.PointMaze, dict(radius=2.0), "radius"), (envs.PointMaze, dict(radius=-0.1), "radius"),
+    (envs.PointMaze, dict(speed=0.0), "speed"), (envs.GridWorld, dict(slip=1.5), "slip"),
+    (envs.GridWorld, dict(slip=-0.1), "slip")])
+def test_wrong_mazes_are_refused(kind, arguments, message, registry):
+    for kind in [kind] if kind else [envs.PointMaze, envs.GridWorld]:
         with pytest.raises(ValueError, match=message):
-            envs.register("mine", kind, layout=layout)
+            envs.register("mine", kind, **{"layout": CORRIDOR, **arguments})
     assert "mine" not in envs.ENVIRONMENTS
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (dict(tasks=[((1, 1), (0, 1))]), r"tasks have \(0, 1\), which is no free cell"),
-    (dict(tasks=[((1, 1), (9, 9))]), "which is no free cell"),
-    (dict(tasks=[(1, 1)]), "a task is a start and a goal cell"), (dict(radius=2.0), "radius"),
-    (dict(speed=0.0), "speed"), (dict(contact="bounce"), "contact must be")])
-def test_wrong_arguments_of_a_maze_are_refused(arguments, message, registry):
-    with pytest.raises(ValueError, match=message):
-        envs.register("mine", layout=CORRIDOR, **arguments)
-    with pytest.raises(ValueError, match="there is an environment 'point-medium' already"):
-        envs.register("point-medium", layout=CORRIDOR)
-    with pytest.raises(ValueError, match="slip must be a probability"):
-        envs.register("mine", envs.GridWorld, layout=CORRIDOR, slip=1.5)
+    for name in ("point-medium", "none"):
+        with pytest.raises(ValueError, match=f"there is an environment '{name}' already"):
+            envs.register(name, layout=CORRIDOR)
 
 
 def test_five_far_tasks():
@@ -607,15 +574,6 @@ def test_five_far_tasks():
     tasks = envs.GridWorld("mine", "####### ###.### #.....# #######").tasks     # first cell: inside
     assert tasks == [((2, 1), (2, 5)), ((2, 5), (2, 1)), ((1, 3), (2, 1)), ((2, 2), (2, 5)),
                      ((2, 3), (2, 1))]
-    env = envs.PointMaze("mine", envs.LAYOUTS["giant"])
-    assert env.tasks == envs.PointMaze("again", envs.LAYOUTS["giant"]).tasks != envs.TASKS["giant"]
-    pairs = [(env.index[a], env.index[b]) for a, b in env.tasks]
-    assert len(pairs) == 5 and env.distance[pairs[0]] == env.distance.max()
-    for i, (start, goal) in enumerate(pairs):
-        assert env.distance[start, goal] == env.distance[start].max()
-        if i:
-            before = env.distance[[a for a, _ in pairs[:i]]].min(0)
-            assert before[start] == before.max() > 0
 
 
 # --------------------------------------------------------------------- envs: by Gymnasium's calls
@@ -636,38 +594,36 @@ def test_gymnasium_convention(name):
         assert tuple(tuple(maze.cell(obs[k]).tolist()) for k in (
             "observation", "desired_goal")) == cells
     stay = 0 if maze.discrete else np.zeros(2)
-    assert env.time_limit == maze.limits(env.state, env.goal)[0]
+    assert env.time_limit == maze.limits(env.state, env.desired_goal)[0]
     for t in range(1, env.time_limit + 1):
-        obs, reward, terminated, truncated, info = env.step(stay)
-        assert (reward, terminated, truncated) == (-1, False, t == env.time_limit)
-        assert info == {"success": False}
-    start = np.array(maze.place(np.array([[1, 1]]))[0])
+        assert env.step(stay)[1:] == (-1, False, t == env.time_limit, {"success": False})
+    start = maze.place(np.array([[1, 1]]))[0]
     goal = start + ([0, 1] if maze.discrete else [1.7, 0])
     obs, _ = env.reset(options={"start": start, "goal": goal})
     assert (obs["observation"] == start).all() and (obs["desired_goal"] == goal).all()
-    obs, reward, terminated, truncated, info = env.step(4 if maze.discrete else [1.0, 0.0])
-    assert (reward, terminated, truncated, info["success"]) == (0, True, False, True)
+    obs, *rest = env.step(4 if maze.discrete else [1.0, 0.0])
+    assert rest == [0, True, False, {"success": True}]
     assert (obs["achieved_goal"] == obs["observation"]).all() and (obs["observation"] - start).any()
     short = envs.GoalEnv(maze, limit=2)
     for _ in range(2):                                                  # the time begins again
         short.reset(options={"task": 1})
         assert [short.step(stay)[3] for _ in range(2)] == [False, True]
-    obs, _ = short.reset(options={"start": start, "goal": start})
+    short.reset(options={"start": start, "goal": start})
     assert [short.step(stay)[1:4] for _ in range(2)] == [(0, True, False)] * 2  # not truncated too
-    assert (obs["observation"] == start).all() and (obs["desired_goal"] == start).all()
-    for wrong, message in (({"task": 9}, "task must be 1 to 5, not 9"), ({"task": 0}, "1 to 5"),
-                           ({"task": 6}, "1 to 5"),
-                           ({"start": np.zeros(2) - 9}, "inside a wall"),
-                           ({"start": start, "goal": np.zeros(2) - 9}, "inside a wall"),
+    for wrong, message in (({"task": 0}, "task must be 1 to 5, not 0"), ({"task": 6}, "1 to 5"),
+                           ({"start": start - 9}, "inside a wall"),
+                           ({"start": start, "goal": start - 9}, "inside a wall"),
+                           ({"start": np.zeros(3)}, "start must have 2 numbers"),
                            ({"begin": 1}, "unknown reset options .'begin'.")):
         with pytest.raises(ValueError, match=message):
             env.reset(options=wrong)
+    env.maze.tasks = []
+    with pytest.raises(ValueError, match="no numbered tasks"):
+        env.reset(options={"task": 1})
     assert env.action_size == (0 if maze.discrete else 2)
-    if maze.discrete:
-        assert vars(env.action_space) == {"n": 5, "shape": ()}
-    else:
-        assert env.action_space.shape == (2,) and env.action_space.low.tolist() == [-1, -1]
-        assert env.action_space.high.tolist() == [1, 1]
+    assert {key: np.array(x).tolist() for key, x in vars(env.action_space).items()} == (
+        {"n": 5, "shape": []} if maze.discrete else
+        {"low": [-1, -1], "high": [1, 1], "shape": [2]})
 
 
 def test_an_own_maze_has_tests_for_online_learning():
@@ -687,58 +643,40 @@ def test_an_own_maze_has_tests_for_online_learning():
             assert 0.99 < off.max() <= 1 and off.mean() == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("name", ["point-umaze", "point-umaze-undo"])
-def test_goal_tasks(name):
+def test_the_u_maze_of_hiro():
     """Rewards, success and time limit by Gymnasium's calls; starts and goals as the task says."""
-    task = envs.make_task(name)
-    assert task.name == name and task.limit == 500 and task.settings == {}
-    obs, _ = task.reset(seed=3)
-    again, _ = envs.make_task(name).reset(seed=3)
-    assert all((obs[k] == again[k]).all() for k in obs)
+    task, rng = envs.make_task("point-umaze"), np.random.default_rng(0)
+    assert (task.name, task.limit, task.settings) == ("point-umaze", 500, {})
+    assert (task.eval_noise, task.goal_scale) == (0, 1)
+    task.reset(seed=3)
     for t in range(1, task.limit + 1):
         obs, reward, terminated, truncated, info = task.step(np.zeros(2))
         distance = np.hypot(*(obs["achieved_goal"] - obs["desired_goal"]))
         assert reward == pytest.approx(-distance) and info["success"] == (distance <= 2.5)
         assert (terminated, truncated) == (False, t == task.limit)
-    rng = np.random.default_rng(0)
-    for s, g in [task.draw(rng, 500), *task.tests(rng, 500).values()]:
-        assert 0.098 < np.abs(s).max() <= 0.1 and g.min() >= -2 and g.max() <= 10
-        np.testing.assert_allclose(s.mean(0), 0, atol=0.02)
-    s, g = task.draw(rng, 4000)                             # U(-2, 10): also in walls
-    assert (g.min(0) < -1.95).all() and (g.max(0) > 9.95).all()
-    np.testing.assert_allclose(g.mean(0), 4, atol=0.25)
-    np.testing.assert_allclose(s.mean(0), 0, atol=0.01)
-    _, g = task.tests(rng, 4000)["random"]                  # uniform in the seven free cells
-    assert np.bincount(task.maze.number(g)).min() > 400
-    off = g - task.maze.centre(task.maze.cell(g))
-    assert (off.min(0) < -1.95).all() and (off.max(0) > 1.95).all()
-    np.testing.assert_allclose(off.mean(0), 0, atol=0.1)
+    tests = task.tests(rng, 4000)
+    assert list(tests) == ["0_8", "8_0", "8_8", "random"]
+    for name, goal in (("0_8", [0, 8]), ("8_0", [8, 0]), ("8_8", [8, 8])):
+        assert (tests[name][1] == goal).all()
+    drawn = task.draw(rng, 4000)
+    for s, _ in (drawn, *tests.values()):
+        assert 0.099 < np.abs(s).max() <= 0.1
+        np.testing.assert_allclose(s.mean(0), 0, atol=0.01)
+    g, off = drawn[1], tests["random"][1] - task.maze.centre(task.maze.cell(tests["random"][1]))
+    assert np.bincount(task.maze.number(tests["random"][1])).min() > 400    # in all free cells
+    for x, low, high in ((g, -2, 10), (off, -2, 2)):                        # uniform, also in walls
+        assert (x.min(0) >= low).all() and (x.min(0) < low + 0.05).all()
+        assert (x.max(0) <= high).all() and (x.max(0) > high - 0.05).all()
+        np.testing.assert_allclose(x.mean(0), (low + high) / 2, atol=0.25)
     obs, _ = task.reset(options={"start": [0.0, 0.0], "goal": [0.0, 4.0]})  # a goal in a wall
-    assert not task.maze.is_free(obs["desired_goal"][None])[0]
     obs, *_, info = task.step(np.array([0.0, 9.0]))
     assert obs["observation"].tolist() == [0, 0.2] and not info["success"]
     task.reset(options={"start": [0.0, 0.0], "goal": [0.0, 1.0]})
     for _ in range(2):                                      # it goes on at the goal
         assert task.step(np.zeros(2))[1:] == (-1, False, False, {"success": True})
-
-
-def test_tasks_by_hand():
-    task = envs.UMazeTask()
-    tests = task.tests(np.random.default_rng(0), 4)
-    assert list(tests) == ["0_8", "8_0", "8_8", "random"]
-    for name, goal in (("0_8", [0, 8]), ("8_0", [8, 0]), ("8_8", [8, 8])):
-        assert tests[name][1].tolist() == [goal] * 4
     assert task.distance(np.zeros((1, 2)), np.array([[3.0, 4.0]])).tolist() == [5]
-    assert task.reward(np.array([0.0, 2.0, 6.0])).tolist() == [0, -2, -6]
-    assert task.maze.contact == "slide" and envs.make_task("point-umaze").maze.contact == "slide"
     assert task.reached(np.array([2.5, 2.6])).tolist() == [True, False]
     assert task.reached_last(np.array([5.0, 5.1])).tolist() == [True, False]
-    at = np.array([[1.0, 1.95]])
-    a = np.array([[1.0, 1.0]])
-    np.testing.assert_allclose(task.move(at, a), [[1.2, 2.0]], atol=1e-5)       # slides
-    undo = envs.make_task("point-umaze-undo")
-    np.testing.assert_array_equal(undo.move(at, a), at)
-    np.testing.assert_allclose(undo.move(at, -a), at - 0.2)
 
 
 # ---------------------------------------------------------------------------- envs: data sets
@@ -751,18 +689,6 @@ def chain(*trajectories):
     terminals = np.zeros(len(obs), bool)
     terminals[ends] = True
     return envs.Dataset(obs.astype(np.float32), np.zeros(len(obs), int), terminals)
-
-
-def recorded(env, *names):
-    """{name: [(arguments, result)]} of every call of these methods of env from now on."""
-    calls = {name: [] for name in names}
-    for name in names:
-        def call(*words, plain=getattr(env, name), noted=calls[name]):
-            words = tuple(np.array(x) if isinstance(x, np.ndarray) else x for x in words)
-            noted.append((words, plain(*words)))
-            return noted[-1][1]
-        setattr(env, name, call)
-    return calls
 
 
 @pytest.mark.parametrize("maze, kind, goals", [
@@ -801,11 +727,11 @@ def test_every_step_of_collected_data(maze, kind, goals):
             assert len(set(zip(start, goal_cell))) == sum(map(len, goals))  # every goal occurs
             drawn += goal_cell.tolist()
         else:
-            same = ~before[0] if kind == "navigate" else np.ones(n, bool)
-            assert (goal[same] == before[2][same]).all()
-            assert (goal_cell[same] == before[1][same]).all()
-            drawn += goal_cell[~same].tolist()
-            changed += (goal_cell != before[1])[~same].tolist()
+            same_goal = ~before[0] if kind == "navigate" else np.ones(n, bool)
+            assert (goal[same_goal] == before[2][same_goal]).all()
+            assert (goal_cell[same_goal] == before[1][same_goal]).all()
+            drawn += goal_cell[~same_goal].tolist()
+            changed += (goal_cell != before[1])[~same_goal].tolist()
         before, position = (arrived, goal_cell, goal), moved
     if kind == "navigate":                                  # uniform, also after arrivals
         share = np.bincount(drawn, minlength=7)[sorted(goals[0])] / len(drawn)
@@ -817,177 +743,192 @@ def test_every_step_of_collected_data(maze, kind, goals):
     assert off.max() == 0 if env.discrete else 0.98 < off.max() <= 1
 
 
-def test_collected_data_follow_the_recipe():
-    rng = np.random.default_rng(0)
-    for name, kind, noise in (("point-medium", "navigate", 0.5), ("point-medium", "stitch", 0.5),
-                              ("point-umaze", "navigate", 3.0), ("grid-maze", "navigate", 0.5),
-                              ("grid-maze", "navigate", 1.0)):
-        env = envs.make(name)
-        data = envs.collect(env, rng, kind, episodes=200, rows=101, noise=noise)
-        check_dataset(data, env)
-        assert len(data.observations) == 20200 and (data.lengths == 101).all()
-        assert (data.labelled == data.valid).all() and len(data.valid) == 20000
-        visits = np.bincount(env.number(data.observations), minlength=len(env.cells))
-        assert visits.min() > 0
-        if kind == "navigate" and noise == 0.5:     # half of the grid's moves shorten the path
-            i = data.valid
-            ahead = env.path_length(data.observations[i].astype(float),
-                                    data.observations[i + 8 * (i + 8 < len(i))].astype(float))
-            assert ahead.mean() > (2.5 if env.discrete else 3.5)
+def test_data_are_collected_by_a_recipe():
+    env, rng = envs.make("point-medium"), np.random.default_rng(0)
+    for maze in (env, envs.make("point-umaze"), envs.make("grid-maze")):
+        data = envs.collect(maze, rng, episodes=200, rows=101, noise=1.0)
+        check_dataset(data, maze)
+        assert np.bincount(maze.number(data.observations), minlength=len(maze.cells)).min() > 0
     shares = np.bincount(data.actions[data.valid], minlength=5) / len(data.valid)
-    np.testing.assert_allclose(shares, 0.2, atol=0.01)      # grid-maze, noise 1: uniform actions
-    goals = envs.collect(envs.make("point-medium"), rng, "stitch", episodes=500, rows=60)
-    ends = goals.observations[np.flatnonzero(goals.terminals)].astype(float)
-    starts = goals.observations[np.flatnonzero(goals.terminals) - 59].astype(float)
-    env = envs.make("point-medium")
-    apart = env.distance[env.number(starts), env.number(ends)]
-    assert (apart == 4).mean() > 0.8                        # arrived, four cells away
-    for name, kind in (("grid-maze", "stitch"), ("point-medium", "explore")):
-        with pytest.raises(ValueError, match="no data of kind"):
-            envs.collect(envs.make(name), rng, kind)
+    np.testing.assert_allclose(shares, 0.2, atol=0.01)      # on grids noise 1 is uniform actions
     assert envs.collect(env, rng, episodes=1, rows=2, noise=0).lengths.tolist() == [2]
     defaults = {name: x.default for name, x in inspect.signature(envs.collect).parameters.items()}
     assert {name: defaults[name] for name in RECIPE} == RECIPE
-    for wrong in (dict(episodes=0), dict(rows=1), dict(noise=-1)):
-        with pytest.raises(ValueError, match="collect needs"):
-            envs.collect(env, rng, **wrong)
+    for maze, wrong, words in (
+            (envs.make("grid-maze"), dict(kind="stitch"), "no data of kind 'stitch'"),
+            (env, dict(kind="explore"), "no data of kind"),
+            (env, dict(episodes=0), "collect needs"),
+            (env, dict(rows=1), "collect needs"), (env, dict(noise=-1), "collect needs")):
+        with pytest.raises(ValueError, match=words):
+            envs.collect(maze, rng, **wrong)
 
 
-def test_data_sets_are_saved_loaded_and_checked(tmp_path, monkeypatch):
+def point_line():
+    """A point maze of one corridor, and a trajectory along it: 0.08 to the right at each step."""
+    obs = np.stack([0.08 * np.arange(101), np.zeros(101)], 1).astype(np.float32)
+    return envs.PointMaze("points", CORRIDOR), {                        # speed 0.8, side 4
+        "observations": obs, "actions": np.tile(np.float32([0.1, 0]), (101, 1)),
+        "terminals": np.arange(101) == 100}
+
+
+def grid_line(slip=0.0):
+    """A grid of one corridor, and a trajectory along it: four steps to the right."""
+    return envs.GridWorld("cells", CORRIDOR, slip), {
+        "observations": np.stack([np.ones(5), np.arange(1, 6)], 1).astype(np.float32),
+        "actions": np.array([4, 4, 4, 4, 0]), "terminals": np.arange(5) == 4}
+
+
+def slippery_line():
+    return grid_line(slip=0.1)
+
+
+def write_changed(path, arrays, name, rows, value):
+    """Save arrays, one of them with other rows or, without rows, replaced or (None) left out."""
+    x = value
+    if rows is not None:
+        value = np.asarray(value)
+        x = arrays[name].astype(np.result_type(arrays[name], value) if name != "terminals"
+                                else value.dtype)
+        x[rows] = value
+    np.savez(path, **{k: y for k, y in {**arrays, name: x}.items() if y is not None})
+
+
+def test_data_sets_are_saved_and_loaded(tmp_path, monkeypatch):
     data = chain((1, 2), (4, 5, 6))                         # two rows are a trajectory
     assert data.lengths.tolist() == [2, 3] and data.last.tolist() == [1, 1, 4, 4, 4]
     assert data.valid.tolist() == data.labelled.tolist() == [0, 2, 3]
-    env = envs.make("point-medium")
-    data = envs.collect(env, np.random.default_rng(0), episodes=4, rows=30)
-    save_dataset(tmp_path / "d.npz", data)
-    back = load_dataset(tmp_path / "d.npz")
-    for key in ("observations", "actions", "terminals", "last", "valid", "labelled"):
-        assert (getattr(back, key) == getattr(data, key)).all()
-    assert os.listdir(tmp_path) == ["d.npz"]
-    good = dict(observations=data.observations, actions=data.actions, terminals=data.terminals)
-    nan = data.observations.copy()
-    nan[5, 1] = np.nan
-    single = data.terminals.copy()
-    single[30] = True
-    open_end = data.terminals.copy()
-    open_end[-1] = False
-    for changes, message in (
-            ({"actions": None}, "has no actions"), ({"observations": nan}, "NaN"),
-            ({"terminals": single}, "one row only"), ({"terminals": open_end}, "last row"),
-            ({"actions": data.actions[:-1]}, "do not fit"),
-            ({"terminals": data.terminals[:, None]}, "do not fit"),
-            ({"terminals": 2 * data.terminals.astype(int)}, "must be 0 or 1"),
-            ({"observations": np.array([{}], object)}, "plain arrays"),
-            ({"observations": np.array(["x"] * 120)}, "numbers"),
-            ({"terminals": np.array(1)}, "must be arrays of numbers")):
-        arrays = {k: x for k, x in {**good, **changes}.items() if x is not None}
-        np.savez(tmp_path / "bad.npz", **arrays)
-        with pytest.raises(ValueError, match=message):
-            load_dataset(tmp_path / "bad.npz")
-    np.save(tmp_path / "array.npy", nan)
-    (tmp_path / "text.npz").write_text("not an archive")
-    archive = bytearray((tmp_path / "d.npz").read_bytes())
-    for mark, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):          # the flag of encryption
-        for found in re.finditer(mark, bytes(archive)):
-            archive[found.start() + at] |= 1
-    (tmp_path / "closed.npz").write_bytes(archive)
-    for name in ("array.npy", "text.npz", "closed.npz"):
-        with pytest.raises(ValueError, match="not an npz file"):
-            load_dataset(tmp_path / name)
-    before = os.listdir(tmp_path)
+    for (env, arrays), kind in ((point_line(), np.float32), (grid_line(), np.int64)):
+        save_dataset(tmp_path / "d.npz", envs.Dataset(**arrays), more=np.array("text"))
+        np.savez(tmp_path / "other.npz", observations=arrays["observations"].astype(float),
+                 actions=arrays["actions"].astype("d" if kind is np.float32 else "b"),
+                 terminals=arrays["terminals"].astype(float))
+        for name in ("d.npz", "other.npz"):
+            back = load_dataset(tmp_path / name)
+            check_dataset(back, env)
+            assert [back.observations.dtype, back.actions.dtype, back.terminals.dtype] == [
+                np.float32, kind, bool]
+            for key, x in arrays.items():
+                assert (getattr(back, key) == x).all()
 
     def interrupted(*args, **kw):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(np, "savez_compressed", interrupted)
+    monkeypatch.setattr(np, "savez_compressed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         save_dataset(tmp_path / "e.npz", data)
-    assert os.listdir(tmp_path) == before               # nothing half written stays
-    for other, message in ((envs.make("point-medium", speed=0.2), "steps are not 0.2 x action"),
-                           (envs.make("point-large"), "another maze"),
-                           (envs.make("grid-maze"), "has observations")):
-        with pytest.raises(ValueError, match=message):
-            check_dataset(data, other)
+    assert sorted(os.listdir(tmp_path)) == ["d.npz", "other.npz"]       # nothing half written
+
+
+@pytest.mark.parametrize("make, name, rows, value, message", [
+    (point_line, "observations", None, np.array([{}], object), "plain arrays"),
+    (point_line, "observations", None, np.array(["x"] * 101), "observations is <U1"),
+    (point_line, "actions", None, np.zeros((101, 2), bool), "actions is bool"),
+    (point_line, "terminals", None, np.array(1), "terminals is int64 of shape ()"),
+    (point_line, "terminals", None, np.zeros((101, 1), bool), "do not fit together"),
+    (point_line, "actions", None, np.zeros((100, 2)), "do not fit together"),
+    (point_line, "observations", None, np.zeros(101), "do not fit together"),
+    (point_line, "observations", None, np.zeros((0, 2)), "do not fit together"),
+    (point_line, "actions", None, None, "has no actions"),
+    (point_line, "observations", 5, np.nan, "observations contain NaN or infinity"),
+    (point_line, "observations", 5, 1e300, "observations contain NaN or infinity"),
+    (point_line, "actions", 100, -np.inf, "actions contain NaN or infinity"),
+    (point_line, "terminals", 100, 0, "terminals[-1] is not 1"),
+    (point_line, "terminals", slice(None), 1, "ends in row 0 has one row only"),
+    (point_line, "terminals", 99, 1, "ends in row 100 has one row only"),
+    (point_line, "terminals", 3, 2, "terminals must be 0 or 1"),
+    (point_line, "observations", 7, (28.1, 0), "the position in row 7, [28.1"),
+    (point_line, "observations", 7, (0, -4.1), "lies beyond the outer walls of points"),
+    (point_line, "actions", 9, (0.5, 1.01), "are numbers from -1 to 1; here they are float"),
+    (point_line, "actions", 9, (-1.5, 0), "from -1.5 to 0.1"),
+    (point_line, "observations", [3, 4], (4, 3.9), "2 of 101 positions lie outside the free cells"),
+    (point_line, "actions", [3, 4], (-0.1, 0), "2 of 100 steps are not 0.8 x action, up to walls"),
+    (point_line, "actions", slice(100), (0.1, 0.11), "100 of 100 steps are not 0.8 x action"),
+    (point_line, "actions", None, np.zeros(101, int), "points has observations"),
+    (grid_line, "observations", None, np.ones((5, 3)), "cells has observations"),
+    (grid_line, "actions", 2, 5, "are integers from 0 to 4; here they are int64 from 0 to 5"),
+    (grid_line, "actions", 2, -1, "from -1 to 4"),
+    (grid_line, "actions", 2, 0.5, "here they are float32 from 0.0 to 4.0"),
+    (grid_line, "observations", 4, (0, 5), "1 of 5 positions lie outside the free cells of cells"),
+    (grid_line, "observations", 4, (3, 5), "the position in row 4, [3.0, 5.0], lies beyond"),
+    (grid_line, "actions", 2, 3, "1 of 4 steps are not the move of an action"),
+    (slippery_line, "observations", 4, (1, 1), "1 of 4 steps are not the move"),
+    (slippery_line, "actions", 2, 3, None), (point_line, "observations", 3, (28, 4), None),
+    (point_line, "actions", 3, (-1, 1), None),          # one per cent may be wrong
+    (point_line, "actions", slice(100), (0.1, 0.09), None)])
+def test_what_is_no_data_set_of_a_maze_is_refused(make, name, rows, value, message, tmp_path):
+    (env, arrays), path = make(), tmp_path / "d.npz"
+    write_changed(path, arrays, name, rows, value)
+    if not message:
+        return check_dataset(load_dataset(path), env, path)
+    with pytest.raises(ValueError) as refused:
+        check_dataset(load_dataset(path), env, path)
+    assert str(refused.value).startswith(str(path)) and message in str(refused.value)
 
 
 # ============================================================================= hiql: settings
 
 
-def test_presets(registry):
-    """The published numbers are those of the fact sheets; a flag goes before --quick, that before
-    the changes of an agent, these before the preset, that before the environment."""
-    envs.register("mine", layout=CORRIDOR, settings=dict(lr=1.0, encoding="rbf", policy_steps=9))
-    default = dict(
-        env="point-medium", preset="fast", dataset="", seed=0, steps=5000, policy_steps=0,
-        batch_size=256, hidden_dims=(128, 128, 128), lr=2e-3, lr_decay=True, discount=0.98,
-        expectile=0.7, tau=0.1, subgoal_steps=8, high_alpha=10, low_alpha=10, flat_alpha=10,
-        rep_dim=10, rep_type="phi_sg", const_std=True, encoding="position", temperature=0,
-        subgoal_interval=1, action_free=0, value_p_curgoal=0.2, value_p_trajgoal=0.5,
-        goal_discount=0, actor_p_randomgoal=0, first_layer_init="data", goal_reached_by="index",
-        goal_indices=(), train_flat=True, eval_episodes=20, eval_interval=1000)
-    paper = dict(lr=3e-4, lr_decay=False, tau=0.005, high_alpha=3, low_alpha=3,
-                 first_layer_init="glorot")
-    grid = dict(discount=0.95, subgoal_steps=5, steps=8000, temperature=2)
-    quick = dict(steps=300, batch_size=128, hidden_dims=(64, 64), eval_interval=150,
-                 eval_episodes=4)
-    mine = dict(lr=1.0, encoding="rbf", policy_steps=9)
+def test_what_goes_before_what_in_a_config(registry):
+    """A flag before --quick, that before the changes of an agent, these before
+    --published-rates, these before the environment."""
+    mine = dict(lr=1.0, subgoal_steps=4, policy_steps=9)
+    envs.register("mine", layout=CORRIDOR, settings=mine)
+    default, published, quick = dataclasses.asdict(hiql.Config()), hiql.PUBLISHED_RATES, hiql.QUICK
     for given, agent, expected in (
-            ({}, {}, {}), ({"preset": "paper"}, {}, paper), ({"env": "grid-maze"}, {}, grid),
-            ({"env": "point-umaze"}, {}, dict(discount=0.99, subgoal_steps=25)),
-            ({"env": "grid-maze", "preset": "paper"}, {"tau": 0.5},
-             {**grid, **paper, "tau": 0.5}),
-            ({"env": "grid-maze", "quick": True}, {"steps": 1}, {**grid, **quick}),
+            ({}, {}, {}), ({"env": "mine"}, {}, mine),
+            ({"env": "mine", "published_rates": True}, {"tau": 0.5},
+             {**mine, **published, "tau": 0.5}),
+            ({"env": "mine", "quick": True}, {"steps": 1}, {**mine, **quick, "policy_steps": 300}),
             ({"quick": True, "steps": 7, "tau": 0.2}, {"tau": 0.3}, {**quick, "steps": 7}),
-            ({"env": "mine"}, {}, mine),
-            ({"env": "mine", "preset": "paper"}, {}, {**mine, **paper}),
-            ({"env": "mine", "quick": True}, {}, {**mine, **quick, "policy_steps": 300}),
             ({"env": "mine", "quick": True}, {"policy_steps": 0},
              {**mine, **quick, "policy_steps": 0}),
-            ({"env": "mine", "rep_type": "none"}, {}, {**mine, "encoding": "position"}),
-            ({"env": "mine"}, {"rep_type": "none"},
-             {**mine, "encoding": "position", "rep_type": "none"}),
             ({"value_p_curgoal": 0.3, "value_p_trajgoal": 0.7}, {}, {}),
             ({"rep_dim": 5, "flat_alpha": 1.0}, {}, {}),
-            ({"train_flat": False, "flat_alpha": 1.0}, {"steps": 3}, {"steps": 3})):
+            ({"train_flat": False, "flat_alpha": 1.0}, {"steps": 3}, {"steps": 3}),
+            ({"dataset": "x.npz"}, {}, {"env": "none"}),
+            ({"dataset": "x.npz", "env": "point-medium"}, {}, {})):
         before = dict(given)
-        flags = {name: x for name, x in given.items() if name != "quick"}
+        flags = {name: x for name, x in given.items() if name in default}
         config = hiql.resolve(given, changes=agent)
         assert dataclasses.asdict(config) == {**default, **expected, **flags} and given == before
-    for wrong, words in (({"encoding": "rbf", "env": "grid-maze"}, "is for point mazes"),
-                         ({"encoding": "rbf", "rep_type": "none"}, "subgoals by phi"),
-                         ({"encoding": "bumps"}, "unknown encoding"), ({"tau": 2.0}, "tau"),
-                         ({"rep_type": "none", "rep_dim": 5}, "has no effect with --rep-type none"),
-                         ({"train_flat": False, "flat_alpha": 1.0}, "with --no-train-flat"),
-                         ({"temperature": 1.0}, "--temperature is for"),
-                         ({"value_p_curgoal": 0.51}, "must not exceed 1 together"),
-                         ({"env": "nowhere"}, "unknown environment 'nowhere'")):
-        with pytest.raises(ValueError, match=words):
-            hiql.resolve(wrong)
+
+
+@pytest.mark.parametrize("wrong, words", [
+    ({"env": "nowhere"}, "unknown environment 'nowhere'"), ({"bumps": 1}, "bumps"),
+    ({"tau": 2.0}, "--tau"), ({"rep_type": "none", "rep_dim": 5}, "--rep-dim has no effect"),
+    ({"train_flat": False, "flat_alpha": 1.0}, "--flat-alpha has no effect"),
+    ({"temperature": 1.0}, "--temperature is for"),
+    ({"value_p_curgoal": 0.51}, "must not exceed 1 together"),
+    ({"env": "none", "goal_indices": (0, 0)}, "--goal-indices must be different"),
+    ({"env": "none", "goal_indices": (-1,)}, "--goal-indices must be different"),
+    ({"env": "none", "goal_indices": (0,), "rep_type": "none"}, "subgoals by phi"),
+    ({"env": "point-medium", "goal_indices": (0,)}, "is for --env none")])
+def test_wrong_settings_of_hiql_are_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        hiql.resolve(wrong)
 
 
 # ----------------------------------------------------------------------------- hiql: sampling
 
 
-def test_sampling_of_a_single_trajectory():
-    """Rows 0...4 of one trajectory: the last row is never drawn and never a goal; the last
-    transition is row 3's."""
-    data, rng = chain((1, 2, 3, 4, 5)), np.random.default_rng(0)
-    config = hiql.resolve({"env": "grid-fourrooms", "subgoal_steps": 2, "batch_size": 4000,
-                           "value_p_curgoal": 0.0, "value_p_trajgoal": 1.0})
-    batch = {k: x[..., 1] if x.ndim == 2 else x for k, x in hiql.sample(data, rng, config).items()}
-    s, s1, g, m, r, w, high_g, high_w = (batch[k] for k in (
-        "observations", "next_observations", "value_goals", "masks", "rewards", "low_actor_goals",
-        "high_actor_goals", "high_actor_targets"))
-    assert set(s) == {1, 2, 3, 4} and (s1 == s + 1).all()
-    assert (g >= np.minimum(s + 1, 4)).all() and g.max() == 4
-    assert (m == (s < 4)).all() and (r == -m).all()
-    assert (w == np.minimum(s + 2, 4)).all() and (high_w == np.minimum(s + 2, high_g)).all()
-    start = high_g[s == 1]                  # the two ends, 2 and 4, have half the weight of 3
-    np.testing.assert_allclose([(start == g).mean() for g in (2, 3, 4)], [0.25, 0.5, 0.25],
-                               atol=0.04)
-    for same, other in (("low_actor_observations", s), ("low_actor_next_observations", s1),
-                        ("flat_actor_goals", high_g)):
-        assert (batch[same] == other).all()                 # all actions are known
+def toy(discrete=False, seed=0, env=None, **changes):
+    """A small float64 problem: config, parameters (perturbed, so that target and value differ),
+    random batch with one success at least, maze."""
+    config = hiql.resolve({"env": "grid-fourrooms" if discrete else "point-medium",
+                           "hidden_dims": (6, 5), "batch_size": 7, **changes})
+    config.rep_dim = 3                                  # as a flag it is refused without phi
+    rng = np.random.default_rng(seed)
+    env = env or envs.make(config.env)
+    data = envs.collect(env, rng, episodes=3, rows=30)
+    params = hiql.init_params(config, env, data, generators(seed, "init", "flat"))
+    params = tree_map(lambda w: w + 0.2 * rng.normal(size=w.shape), params)
+    batch = hiql.sample(data, rng, config, env)
+    batch = {k: x.astype(float) if x.dtype == np.float32 else x for k, x in batch.items()}
+    batch["masks"][0], batch["rewards"][0] = 0, 0
+    return config, params, batch, env
+
+
+FOURROOMS = envs.make("grid-fourrooms")
 
 
 def test_every_policy_sees_rows_of_its_own():
@@ -998,7 +939,7 @@ def test_every_policy_sees_rows_of_its_own():
     config = hiql.resolve({"env": "grid-fourrooms", "subgoal_steps": k, "batch_size": 4000})
     random = dataclasses.replace(config, actor_p_randomgoal=0.4)
     for config in (config, random):
-        batch = hiql.sample(data, np.random.default_rng(0), config)
+        batch = hiql.sample(data, np.random.default_rng(0), config, FOURROOMS)
         assert batch["masks"].shape == batch["rewards"].shape == (4000,)
         i, s1, g, high_g, high_w, j, low_s1, low_w, flat_g = (batch[x][:, 1].astype(int) for x in (
             "observations", "next_observations", "value_goals", "high_actor_goals",
@@ -1023,49 +964,45 @@ def test_every_policy_sees_rows_of_its_own():
         assert (high_w == np.minimum(i + k, last[i]))[~future].all()
 
 
-@pytest.mark.parametrize("reached_by, hit", [("index", 0.25), ("state", 0.375)])
-def test_a_goal_counts_as_reached_in_its_row_or_state(reached_by, hit):
-    """Rows 0 to 3 at columns 1, 1, 2, 3: four goals of sixteen are the row, six the same state."""
-    config = hiql.resolve({"env": "grid-fourrooms", "batch_size": 20_000, "value_p_curgoal": 0.0,
-                           "value_p_trajgoal": 0.0, "goal_reached_by": reached_by})
-    batch = hiql.sample(chain((1, 1, 2, 3, 3)), np.random.default_rng(0), config)
-    assert (batch["masks"] == 0).mean() == pytest.approx(hit, abs=0.02)
-
-
 @pytest.mark.parametrize("discounts", [{"discount": 0.9, "goal_discount": 0.6},
                                        {"discount": 0.6, "goal_discount": 0.0}])
-def test_value_goals_have_the_published_shares(discounts):
-    """From row 0 of 0...4: itself 0.2 + random 0.3 / 4; future rows by min(Geometric, 3)."""
-    data, rng = chain((1, 2, 3, 4, 5)), np.random.default_rng(0)
+def test_goals_have_the_published_shares(discounts):
+    """From row 0 of 0...4, whose last is never drawn and never a goal. Value: itself 0.2 + random
+    0.3 / 4; future rows by min(Geometric, 3). Policies: the two ends of the future have half the
+    weight of the row between them."""
     config = hiql.resolve({"env": "grid-fourrooms", "subgoal_steps": 2, "batch_size": 200_000,
                            **discounts})
-    batch = hiql.sample(data, rng, config)
-    goals = batch["value_goals"][batch["observations"][:, 1] == 1, 1]
-    shares = [0.2, 0.5 * 0.4, 0.5 * 0.6 * 0.4, 0.5 * 0.6**2]
-    np.testing.assert_allclose([(goals == column).mean() for column in (1, 2, 3, 4)],
-                               np.array(shares) + 0.3 / 4, atol=0.008)
+    batch = hiql.sample(chain((1, 2, 3, 4, 5)), np.random.default_rng(0), config, FOURROOMS)
+    first = batch["observations"][:, 1] == 1
+    for name, shares in (
+            ("value_goals", np.array([0.2, 0.5 * 0.4, 0.5 * 0.6 * 0.4, 0.5 * 0.6**2]) + 0.3 / 4),
+            ("high_actor_goals", [0, 0.25, 0.5, 0.25])):
+        goals = batch[name][first, 1]
+        np.testing.assert_allclose([(goals == column).mean() for column in (1, 2, 3, 4)], shares,
+                                   atol=0.008)
+    for name, other in (("low_actor_observations", "observations"),     # all actions are known
+                        ("low_actor_next_observations", "next_observations"),
+                        ("flat_actor_goals", "high_actor_goals")):
+        assert (batch[name] == batch[other]).all()
 
 
-def test_hidden_actions_are_seen_by_nobody():
-    """A quarter of the trajectories keep their actions; value and high-level policy use the
-    others too."""
-    config = hiql.resolve({"quick": True, "action_free": 0.75, "batch_size": 4000,
-                           "value_p_curgoal": 0.0, "value_p_trajgoal": 0.0})
-    data = hiql.prepare(config).data
-    shown = np.isin(data.last, np.unique(data.last[data.labelled]))
-    assert len(np.unique(data.last[data.labelled])) == round(0.25 * len(data.lengths))
-    hidden = {tuple(x) for x in data.observations[~shown]}
-    data.actions[~shown] = np.nan
-    batch = hiql.sample(data, np.random.default_rng(0), config)
-    assert np.isfinite(batch["actions"]).all()
-    uses = {"observations": True, "next_observations": True, "value_goals": True,
-            "high_actor_goals": True, "high_actor_targets": True, "low_actor_observations": False,
-            "low_actor_next_observations": False, "low_actor_goals": False,
-            "flat_actor_goals": False}
-    assert set(uses) == set(batch) - {"actions", "rewards", "masks"}
-    for name, use in uses.items():
-        share = np.mean([tuple(x) in hidden for x in batch[name]])
-        assert abs(share - 0.75 * use) < 0.05, name
+def test_actions_are_hidden_by_whole_trajectories():
+    """The row of a state says whether its action is shown: no batch has another."""
+    data = chain(range(3), range(4), range(5))                  # rows 0-2, 3-6, 7-11
+    data.actions, rows, hidden = np.arange(12), [{0, 1}, {3, 4, 5}, {7, 8, 9, 10}], set()
+    config = hiql.resolve({"env": "grid-fourrooms", "batch_size": 100})
+    for fraction, n in ((0, 0), (0.3, 1), (0.4, 1), (0.6, 2)):
+        for seed in range(20):
+            hiql.hide_actions(data, fraction, np.random.default_rng(seed))
+            kept = [x <= set(data.labelled) for x in rows]
+            shown = set().union(*(x for x, keep in zip(rows, kept) if keep))
+            assert sum(kept) == 3 - n and set(data.labelled) == shown
+            hidden |= {i for i, keep in enumerate(kept) if not keep}
+            batch = hiql.sample(data, np.random.default_rng(seed), config, FOURROOMS)
+            assert set(batch["actions"]) == shown
+    assert hidden == {0, 1, 2}
+    with pytest.raises(ValueError, match="--action-free 0.9 hides the actions of all"):
+        hiql.hide_actions(data, 0.9, None)
 
 
 # ------------------------------------------------------------------- hiql: golden update
@@ -1075,7 +1012,8 @@ NETWORKS = {"goal_rep": "phi", "value": "value", "target_value": "target/value",
 
 
 def golden():
-    """The golden file, its config and batch as ours, and tree(prefix): arrays by our names."""
+    """The golden file, its config, batch and maze as ours, and tree(prefix): arrays by our
+    names."""
     with np.load(GOLDEN, allow_pickle=False) as file:
         z = {name: file[name] for name in file.files}
 
@@ -1101,53 +1039,54 @@ def golden():
         "low_actor_goals", "high_actor_goals", "high_actor_targets")}
     batch["low_actor_observations"] = batch["observations"]
     batch["low_actor_next_observations"] = batch["next_observations"]
-    return z, config, batch, tree
+    return z, config, batch, envs.make("point-medium"), tree
 
 
 def test_golden_losses_gradients_and_intermediate_values():
-    z, config, batch, tree = golden()
-    params, theirs = tree("init"), flatten(tree("grad"))
-    forms = {"value": {"v": "v", "target": "v_target", "target_next": "next_v_target",
-                       "adv": "adv", "phi": "phi_value_goals", "q": "q"},
-             "low_actor": {"phi": "phi_low_goals", "adv": "low_adv", "weight": "low_weight",
-                           "mean": "low_mean", "log_prob": "low_log_prob"},
-             "high_actor": {"target": "phi_high_targets", "adv": "high_adv",
-                            "weight": "high_weight", "mean": "high_mean",
-                            "log_prob": "high_log_prob"}}
-    seen = set()
-    for name, loss in zip(forms, (hiql.value_loss, hiql.low_loss, hiql.high_loss)):
-        value, grads, info = loss(params, batch, config)
+    """Losses and gradients, and what they are made of: representations, values, advantages,
+    weights, densities."""
+    z, config, batch, env, tree = golden()
+    params, theirs, seen = tree("init"), flatten(tree("grad")), {}
+    for name, loss in (("value", hiql.value_loss), ("low_actor", hiql.low_loss),
+                       ("high_actor", hiql.high_loss)):
+        value, grads = loss(params, batch, config, env)
         close(value, z[f"loss/{name}"])
-        for ours, other in forms[name].items():
-            close(info[ours], z[f"fwd/{other}"])
-        for path, g in flatten(grads).items():
-            close(g, theirs[path])
-            seen.add(path)
-    assert seen == {path for path in theirs if not path.startswith("target")}
-    pairs = {"low": ("observations", "next_observations", "low_actor_goals"),
-             "high": ("observations", "high_actor_targets", "high_actor_goals")}
-    for name, (s, s2, g) in pairs.items():
-        for key, x in (("v", s), ("nv", s2)):
-            rep = hiql.phi(params, batch[x], batch[g], config)[0]
-            v = hiql.value(params["value"], batch[x], rep)[0].mean(0)
-            close(v, z[f"fwd/{name}_{key}"])
+        seen.update(flatten(grads))
+    assert seen.keys() == {path for path in theirs if not path.startswith("target")}
+    for path, g in seen.items():
+        close(g, theirs[path])
+    s, s1, g, w, high_g, high_w = (batch[x] for x in (
+        "observations", "next_observations", "value_goals", "low_actor_goals", "high_actor_goals",
+        "high_actor_targets"))
+    low_z, high_z = (hiql.phi(params, s, x, config, env)[0] for x in (w, high_w))
+    for x, name, net in ((s, "v", params), (s, "v_target", params["target"]),
+                         (s1, "next_v_target", params["target"])):
+        rep = hiql.phi(params, x, g, config, env)[0]
+        close(hiql.value(net["value"], x, rep)[0], z[f"fwd/{name}"])
+    close(hiql.phi(params, s, g, config, env)[0], z["fwd/phi_value_goals"])
+    close(low_z, z["fwd/phi_low_goals"])
+    close(high_z, z["fwd/phi_high_targets"])
+    for name, x1, goal, alpha, given, said in (
+            ("low", s1, w, config.low_alpha, low_z, batch["actions"]),
+            ("high", high_w, high_g, config.high_alpha, high_g, high_z)):
+        v, v1 = (hiql.mean_value(params, x, goal, config, env) for x in (s, x1))
+        close(v, z[f"fwd/{name}_v"])
+        close(v1, z[f"fwd/{name}_nv"])
+        close(hiql.awr_weight(alpha, v1 - v), z[f"fwd/{name}_weight"])
+        mean = mlp(params[name], np.concatenate([s, given], 1))[0]
+        close(mean, z[f"fwd/{name}_mean"])
+        close(nets.gaussian_log_prob({}, mean, said)[0], z[f"fwd/{name}_log_prob"])
+    close(hiql.Actor(params, config, env)(s, high_g, 0), z["fwd/eval_action"])
 
 
-def test_golden_evaluation_action():
-    z, config, batch, tree = golden()
-    act = hiql.hierarchical_actor(tree("init"), config, None)
-    close(act(batch["observations"], batch["high_actor_goals"], 0), z["fwd/eval_action"])
-
-
-def test_golden_parameters_after_ten_updates(monkeypatch):
-    z, config, batch, tree = golden()
+def test_golden_parameters_after_ten_updates():
+    z, config, batch, env, tree = golden()
     betas = [inspect.signature(nets.adam).parameters[x].default for x in ("b1", "b2", "eps")]
     assert betas == z["config/adam_b1_b2_eps"].tolist()
-    monkeypatch.setattr(hiql, "sample", lambda data, rng, config: batch)
-    problem = SimpleNamespace(config=config, data=None, losses=hiql.LOSSES)
-    agent = {"params": tree("init"), "update": np.zeros((), int)}
-    for i, (losses, whole) in enumerate(hiql.learn(problem, agent, None)):
-        assert whole and agent["update"] == i + 1
+    agent = new_agent(tree("init"))
+    for i in range(10):
+        losses = hiql.update(agent, None, None, config, env, sample=lambda *_: batch)
+        assert agent["update"] == i + 1
         for name, theirs in (("value", "value"), ("low", "low_actor"), ("high", "high_actor")):
             close(losses[f"{name}_loss"], z[f"loss_curve/{theirs}"][i])
         if i + 1 in (1, 10):
@@ -1159,50 +1098,9 @@ def test_golden_parameters_after_ten_updates(monkeypatch):
                 for path, x in flatten(tree(f"adam{i + 1}_{moment}")).items():
                     if not path.startswith("target"):
                         close(ours[path], x, 1e-8)
-    assert i == 9
 
 
 # ------------------------------------------------------------------------------- hiql: losses
-
-
-def toy(program=hiql, discrete=False, seed=0, **changes):
-    """A small float64 problem of hiql or lab.baselines: config, parameters (perturbed, so that
-    target and value differ), random batch with one success at least."""
-    config = program.resolve({"env": "grid-fourrooms" if discrete else "point-medium",
-                              "hidden_dims": (6, 5), "batch_size": 7, **changes})
-    config.rep_dim = 3                                  # as a flag it is refused without phi
-    rng = np.random.default_rng(seed)
-    env = envs.make(config.env)
-    data = envs.collect(env, rng, episodes=3, rows=30)
-    params = program.init_params(config, env, data, generators(seed, "init", "flat"))
-    params = tree_map(lambda w: w + 0.2 * rng.normal(size=w.shape), params)
-    batch = hiql.sample(data, rng, config)
-    batch = {k: x.astype(float) if x.dtype == np.float32 else x for k, x in batch.items()}
-    batch["masks"][0], batch["rewards"][0] = 0, 0
-    return config, params, batch
-
-
-def test_value_loss_by_hand():
-    """One state, numbers chosen: per-head targets, minimum in the weight only, both signs of A."""
-    config, params, batch = toy(discount=0.5, goal_discount=0.7, expectile=0.9)
-    one = {k: x[:1] for k, x in batch.items()}
-    for tree, x in ((params, [-1.0, -2.0]), (params["target"], [-1.0, -3.0])):  # constant heads
-        tree["value"] = tree_map(np.zeros_like, tree["value"])
-        tree["value"]["dense2"]["b"][:, 0] = x
-    target = params["target"]["value"]["dense2"]["b"][:, 0]
-    one["rewards"], one["masks"] = np.array([-1.0]), np.array([1.0])
-    # q = -1 + 0.5 T = (-1.5, -2.5); A = -1 + 0.5 (-3) - (-2) < 0 (with the mean it would be 0)
-    loss, grads, _ = hiql.value_loss(params, one, config)
-    assert loss == pytest.approx(0.1 * (0.5**2 + 0.5**2))
-    np.testing.assert_allclose(grads["value"]["dense2"]["b"][:, 0], [0.1, 0.1])
-    target[:] = -3                      # q = -2.5, A = -2.5 - (-3) > 0; with 0.7 it were -0.1
-    assert hiql.value_loss(params, one, config)[0] == pytest.approx(0.9 * (1.5**2 + 0.5**2))
-    one["rewards"], one["masks"] = np.array([0.0]), np.array([0.0])     # success: q = 0, A = 3
-    assert hiql.value_loss(params, one, config)[0] == pytest.approx(0.9 * (1 + 4))
-    target[:] = 1, -5                   # A = 2 by the mask; without it -2.5 - (-2) were negative
-    assert hiql.value_loss(params, one, config)[0] == pytest.approx(0.9 * (1 + 4))
-    target[:] = 0                                       # A = 0 exactly counts as positive
-    assert hiql.value_loss(params, one, config)[0] == pytest.approx(0.9 * (1 + 4))
 
 
 def distinct(batch):
@@ -1210,156 +1108,178 @@ def distinct(batch):
     return {name: x + 0.1 * i for i, (name, x) in enumerate(batch.items())}
 
 
-def test_value_loss_of_a_batch():
-    """The value loss takes states, goals and phi of the batch as Eq. (4) says."""
-    config, params, batch = toy(discount=0.8, goal_discount=0.5, expectile=0.6)
-    batch = distinct(batch)
-    s, s1, g, r, m = (batch[k] for k in ("observations", "next_observations", "value_goals",
-                                         "rewards", "masks"))
-
-    def heads(p, x):
-        z = mlp(params["phi"], np.concatenate([x, g], 1))[0]
-        z *= np.sqrt(3) / np.linalg.norm(z, axis=1, keepdims=True)
-        return mlp(p, np.concatenate([x, z], 1))[0][..., 0]
-
-    v, t, t1 = (heads(*x) for x in ((params["value"], s), (params["target"]["value"], s),
-                                    (params["target"]["value"], s1)))
-    positive = r + 0.8 * m * np.minimum(*t1) >= (t[0] + t[1]) / 2
-    assert 0 < positive.sum() < 7
-    error = sum((r + 0.8 * m * t1[j] - v[j]) ** 2 for j in (0, 1))
-    assert hiql.value_loss(params, batch, config)[0] == pytest.approx(
-        np.mean(np.where(positive, 0.6, 0.4) * error), rel=1e-12)
+def test_value_loss_by_hand():
+    """One state, numbers chosen: per-head targets, minimum in the weight only, both signs of A."""
+    config, params, batch, env = toy(discount=0.5, goal_discount=0.7, expectile=0.9)
+    one = {k: x[:1] for k, x in batch.items()}
+    for tree, x in ((params, [-1.0, -2.0]), (params["target"], [-1.0, -3.0])):  # constant heads
+        tree["value"] = tree_map(np.zeros_like, tree["value"])
+        tree["value"]["dense2"]["b"][:, 0] = x
+    target = params["target"]["value"]["dense2"]["b"][:, 0]
+    one["rewards"], one["masks"] = np.array([-1.0]), np.array([1.0])
+    # q = -1 + 0.5 T = (-1.5, -2.5); A = -1 + 0.5 (-3) - (-2) < 0 (with the mean it would be 0)
+    loss, grads = hiql.value_loss(params, one, config, env)
+    assert loss == pytest.approx(0.1 * (0.5**2 + 0.5**2))
+    np.testing.assert_allclose(grads["value"]["dense2"]["b"][:, 0], [0.1, 0.1])
+    target[:] = -3                      # q = -2.5, A = -2.5 - (-3) > 0; with 0.7 it were -0.1
+    assert hiql.value_loss(params, one, config, env)[0] == pytest.approx(0.9 * (1.5**2 + 0.5**2))
+    one["rewards"], one["masks"] = np.array([0.0]), np.array([0.0])     # success: q = 0, A = 3
+    assert hiql.value_loss(params, one, config, env)[0] == pytest.approx(0.9 * (1 + 4))
+    target[:] = 1, -5                   # A = 2 by the mask; without it -2.5 - (-2) were negative
+    assert hiql.value_loss(params, one, config, env)[0] == pytest.approx(0.9 * (1 + 4))
+    target[:] = 0                                       # A = 0 exactly counts as positive
+    assert hiql.value_loss(params, one, config, env)[0] == pytest.approx(0.9 * (1 + 4))
 
 
 def test_policy_losses_by_hand():
-    """Weights exp(alpha A) clipped at 100, A from the right states and the learned heads."""
+    """Weights exp(alpha A) clipped at 100, A from the right states and the learned heads. Without
+    phi the high level says how far the subgoal is away."""
     np.testing.assert_allclose(hiql.awr_weight(3.0, np.array([0.0, 1.0, 1.6, 1e4, -1e4])),
                                [1, np.exp(3), 100, 100, 0])
-    config, params, batch = toy(high_alpha=0.7, low_alpha=1.3, flat_alpha=0.4)
-    batch = distinct(batch)
+    for rep_type in ("phi_sg", "none"):
+        config, params, batch, env = toy(high_alpha=0.7, low_alpha=1.3, flat_alpha=0.4,
+                                         rep_type=rep_type)
+        batch = distinct(batch)
 
-    def mean_value(s, g):
-        z = hiql.phi(params, s, g, config)[0]
-        return hiql.value(params["value"], s, z)[0].mean(0)
+        def rep(s, g):
+            return hiql.phi(params, s, g, config, env)[0]
 
-    def awr(alpha, adv, log_prob):
-        return pytest.approx(-(np.minimum(np.exp(alpha * adv), 100) * log_prob).mean(), rel=1e-12)
+        def mean_value(s, g):
+            return hiql.value(params["value"], s, rep(s, g))[0].mean(0)
 
-    s, s1, w, a = (batch[k] for k in ("low_actor_observations", "low_actor_next_observations",
-                                      "low_actor_goals", "actions"))
-    adv = mean_value(s1, w) - mean_value(s, w)
-    mean = mlp(params["low"], np.concatenate([s, hiql.phi(params, s, w, config)[0]], 1))[0]
-    log_prob = -0.5 * ((a - mean) ** 2).sum(1) - np.log(2 * np.pi)
-    assert hiql.low_loss(params, batch, config)[0] == awr(1.3, adv, log_prob)
-    g = batch["flat_actor_goals"]
-    adv = mean_value(s1, g) - mean_value(s, g)
-    mean = mlp(params["flat"], np.concatenate([s, g], 1))[0]
-    log_prob = -0.5 * ((a - mean) ** 2).sum(1) - np.log(2 * np.pi)
-    assert hiql.flat_loss(params, batch, config)[0] == awr(0.4, adv, log_prob)
-    s, w, g = (batch[k] for k in ("observations", "high_actor_targets", "high_actor_goals"))
-    adv = mean_value(w, g) - mean_value(s, g)
-    mean = mlp(params["high"], np.concatenate([s, g], 1))[0]
-    z = hiql.phi(params, s, w, config)[0]
-    log_prob = -0.5 * ((z - mean) ** 2).sum(1) - 1.5 * np.log(2 * np.pi)
-    assert hiql.high_loss(params, batch, config)[0] == awr(0.7, adv, log_prob)
+        def awr(alpha, adv, name, s, given, said):
+            mean = mlp(params[name], np.concatenate([s, given], 1))[0]
+            log_prob = -0.5 * ((said - mean) ** 2).sum(1) - 0.5 * said.shape[1] * np.log(2 * np.pi)
+            weight = np.minimum(np.exp(alpha * adv), 100)
+            return pytest.approx(-(weight * log_prob).mean(), rel=1e-12)
 
-
-@pytest.mark.parametrize("loss, learned", [
-    (hiql.value_loss, {"value", "phi"}), (hiql.high_loss, {"high"}), (hiql.low_loss, {"low"}),
-    (hiql.flat_loss, {"flat"})])
-def test_constants_have_no_derivative(loss, learned):
-    """Policies send no gradient to value and phi, no loss to the target: the losses' lines
-    "Constants"; and the complex step sees none either."""
-    config, params, batch = toy()
-    assert set(loss(params, batch, config)[1]) == learned
-    constants = {name: tree_map(np.zeros_like, p) for name, p in params.items()
-                 if name not in learned}
-    assert {"target"} <= set(constants) and len(constants) + len(learned) == 6
-    errors = nets.derivative_error(lambda tree: loss(tree, batch, config)[0], params, constants)
-    assert len(errors) > 10 and set(errors.values()) == {0}
+        s, s1, w, a, g = (batch[k] for k in (
+            "low_actor_observations", "low_actor_next_observations", "low_actor_goals", "actions",
+            "flat_actor_goals"))
+        adv = mean_value(s1, w) - mean_value(s, w)
+        assert hiql.low_loss(params, batch, config, env)[0] == awr(1.3, adv, "low", s, rep(s, w), a)
+        adv = mean_value(s1, g) - mean_value(s, g)
+        assert hiql.flat_loss(params, batch, config, env)[0] == awr(0.4, adv, "flat", s, g, a)
+        s, w, g = (batch[k] for k in ("observations", "high_actor_targets", "high_actor_goals"))
+        adv, said = mean_value(w, g) - mean_value(s, g), w - s if rep_type == "none" else rep(s, w)
+        assert hiql.high_loss(params, batch, config, env)[0] == awr(0.7, adv, "high", s, g, said)
 
 
-# ----------------------------------------------------------------------------- hiql: the loop
+class Wider(envs.PointMaze):
+    """Networks see x, y, x + y, and of a pair also the product of the last of these."""
+
+    extra = 1
+
+    def encode(self, obs, dtype=np.float32):
+        return np.concatenate([obs, obs.sum(-1, keepdims=True)], -1).astype(dtype)
+
+    def pair(self, s, g):
+        return np.concatenate([s, g, s[..., 2:] * g[..., 2:]], -1)
 
 
-def train(config, data, losses, params, rng=None):
-    """Take `hiql.learn` to its end -> agent, what it yielded."""
-    problem = SimpleNamespace(config=config, data=data, losses=losses)
-    agent = {"params": params, "update": np.zeros((), int)}
-    return agent, list(hiql.learn(problem, agent, rng))
+LOSS_CASES = {                          # loss, networks that it changes, arguments of `toy`
+    "value": (hiql.value_loss, {"value", "phi"}, {}),
+    "value, phi(g)": (hiql.value_loss, {"value", "phi"}, {"rep_type": "phi_g"}),
+    "value, no phi": (hiql.value_loss, {"value"}, {"rep_type": "none"}),
+    "high level": (hiql.high_loss, {"high"}, {}),
+    "high level, no phi": (hiql.high_loss, {"high"}, {"rep_type": "none"}),
+    "low level": (hiql.low_loss, {"low"}, {}),
+    "low level, discrete": (hiql.low_loss, {"low"}, {"discrete": True}),
+    "flat policy": (hiql.flat_loss, {"flat"}, {}),
+    "flat policy, wider": (hiql.flat_loss, {"flat"}, {"env": Wider("wider", "umaze")}),
+    "value, wider": (hiql.value_loss, {"value", "phi"}, {"env": Wider("wider", "umaze")})}
 
 
-def test_target_moves_towards_the_value_before_the_step(monkeypatch):
-    config, params, batch = toy(tau=0.25, steps=1, lr=1e-2)
-    before = tree_map(np.copy, params)
-    monkeypatch.setattr(hiql, "sample", lambda data, rng, config: batch)
-    train(config, None, hiql.LOSSES, params)
-    value = flatten(before["value"])
-    for path, x in flatten(params["target"]["value"]).items():
-        close(x, 0.75 * flatten(before["target"]["value"])[path] + 0.25 * value[path], 1e-14)
-    assert not np.allclose(params["value"]["dense0"]["W"], before["value"]["dense0"]["W"])
+@pytest.mark.parametrize("name", LOSS_CASES)
+def test_gradients_of_the_losses(name):
+    """Analytic derivatives equal the complex step, for all arrays of the networks that a loss
+    changes; all else is constant, the target too: neither has a derivative there."""
+    loss, learned, changes = LOSS_CASES[name]
+    config, params, batch, env = toy(**changes)
+    grads = loss(params, batch, config, env)[1]
+    assert set(grads) == learned
+    assert flatten(grads).keys() == flatten({x: params[x] for x in learned}).keys()
+    constants = {x: tree_map(np.zeros_like, p) for x, p in params.items() if x not in learned}
+    errors = nets.derivative_error(lambda tree: loss(tree, batch, config, env)[0], params,
+                                   {**grads, **constants})
+    assert errors.keys() == flatten(params).keys() and "target/value/dense0/W" in errors
+    for path, error in errors.items():
+        assert error < 1e-12 if path.split("/")[0] in learned else error == 0, path
 
 
-def test_all_gradients_come_before_any_change(monkeypatch):
-    """Each loss of an update sees the parameters and the target from before it."""
-    config, params, batch = toy(steps=3, lr=1e-2)
-    seen = []
-    monkeypatch.setattr(hiql, "sample", lambda data, rng, config: batch)
+# -------------------------------------------------------------------------- hiql: the update
+
+
+def new_agent(params):
+    """An agent before its first update."""
+    return {"params": params, "optimiser": hiql.init_optimiser(params),
+            "update": np.zeros((), np.int64)}
+
+
+def trained(config, env, data, losses=hiql.LOSSES, sample=hiql.sample):
+    """The parameters after config.steps updates, from generators of seed 0."""
+    rngs = generators(0, "init", "flat", "batch")
+    agent = new_agent(hiql.init_params(config, env, data, rngs))
+    for _ in range(config.steps):
+        hiql.update(agent, data, rngs["batch"], config, env, losses, sample)
+    return agent["params"]
+
+
+def test_all_gradients_come_before_any_change():
+    """Each loss of an update gets the batch, and sees the parameters and the target from before
+    it; the target moves towards the value before the step."""
+    config, params, batch, env = toy(tau=0.25, steps=3, lr=1e-2)
+    agent, seen = new_agent(params), []
 
     def watched(loss):
-        def f(params, batch, config):
-            seen.append({name: x.copy() for name, x in flatten(params).items()})
-            return loss(params, batch, config)
+        def f(params, *rest):
+            assert rest == (batch, config, env)
+            seen.append(tree_map(np.copy, params))
+            return loss(params, *rest)
         return f
 
-    train(config, None, {name: watched(f) for name, f in hiql.LOSSES.items()}, params)
+    def sample(*arguments):
+        assert arguments == ("data", "rng", config, env)
+        return batch
+
+    losses = {name: watched(f) for name, f in hiql.LOSSES.items()}
+    for u in range(3):
+        row = hiql.update(agent, "data", "rng", config, env, losses, sample)
+        assert set(row) == {"value_loss", "high_loss", "low_loss"}
     assert len(seen) == 9
     for u in (0, 3, 6):
-        for other in seen[u + 1:u + 3]:
-            assert all((other[name] == x).all() for name, x in seen[u].items())
-    assert any((seen[3][name] != x).any() for name, x in seen[0].items())
+        same(seen[u], seen[u + 1])
+        same(seen[u], seen[u + 2])
+    for before, after in ((seen[0], seen[3]), (seen[3], seen[6]), (seen[6], params)):
+        value = flatten(before["value"])
+        for path, x in flatten(after["target"]["value"]).items():
+            close(x, 0.75 * flatten(before["target"]["value"])[path] + 0.25 * value[path], 1e-14)
+            assert not np.allclose(flatten(after["value"])[path], value[path])
 
 
-def test_the_flat_policy_leaves_hiql_as_it_is():
-    """Training a flat policy beside hiql changes no bit of hiql."""
-    trees = []
-    for train_flat in (True, False):
-        config = hiql.resolve({"env": "grid-fourrooms", "quick": True, "seed": 3, "steps": 5,
-                               "train_flat": train_flat})
-        problem = hiql.prepare(config)
-        params = hiql.init_params(config, problem.env, problem.data, problem.rngs)
-        train(config, problem.data, problem.losses, params, problem.rngs["batch"])
-        trees.append(params)
-    with_flat, without = trees
-    assert "flat" in with_flat and "flat" not in without
-    for path, x in flatten(without).items():
-        assert (flatten(with_flat)[path] == x).all(), path
-
-
-def test_policy_steps_train_the_value_first(monkeypatch):
-    """The value alone, then the policies alone, each with its own Adam and falling rate."""
-    config, params, batch = toy(steps=4, policy_steps=6, lr=1e-2)
-    monkeypatch.setattr(hiql, "sample", lambda data, rng, config: batch)
+def test_policy_steps_train_the_value_first():
+    """The value alone, then the policies alone, each with its own Adam and falling rate; the
+    target rests while the policies learn."""
+    config, params, batch, env = toy(steps=4, policy_steps=6, lr=1e-2)
     losses = {**hiql.LOSSES, "flat": hiql.flat_loss}
-    problem = SimpleNamespace(config=config, data=None, losses=losses)
-    agent = {"params": params, "update": np.zeros((), int)}
-    before, counts = {name: x.copy() for name, x in flatten(params).items()}, []
-    for u, (row, _) in enumerate(hiql.learn(problem, agent, None)):
+    agent, counts = new_agent(params), []
+    for u in range(10):
+        before = tree_map(np.copy, params)
+        row = hiql.update(agent, None, None, config, env, losses, lambda *_: batch)
         assert set(row) == ({"value_loss"} if u < 4 else {"high_loss", "low_loss", "flat_loss"})
         changed = {name.split("/")[0] for name, x in flatten(params).items()
-                   if (x != before[name]).any()}
+                   if (x != flatten(before)[name]).any()}
         assert changed == ({"value", "phi", "target"} if u < 4 else {"high", "low", "flat"})
-        before = {name: x.copy() for name, x in flatten(params).items()}
         counts.append(int(agent["optimiser"]["count"]))
     assert counts == [1, 2, 3, 4, 1, 2, 3, 4, 5, 6]
     assert "target" not in agent["optimiser"]["m"]
-    rates = [hiql.schedule(losses, config, u)[1] / config.lr for u in range(10)]
+    rates = [hiql.schedule(u, losses, config)[1] / config.lr for u in range(10)]
     np.testing.assert_allclose(rates, [1, 1, 1, 0.5, 1, 1, 1, 1, 2 / 3, 1 / 3])
     joint = dataclasses.replace(config, policy_steps=0)
-    assert [hiql.schedule(losses, joint, u) for u in range(4)] == [
+    assert [hiql.schedule(u, losses, joint) for u in range(4)] == [
         (losses, 1e-2 * x) for x in (1, 1, 1, 0.5)]
     steady = dataclasses.replace(config, lr_decay=False)
-    assert {hiql.schedule(losses, steady, u)[1] for u in range(10)} == {1e-2}
+    assert {hiql.schedule(u, losses, steady)[1] for u in range(10)} == {1e-2}
 
 
 # --------------------------------------------------------------------------- hiql: networks
@@ -1370,11 +1290,12 @@ def test_first_layers_bend_at_states_of_the_data():
     config, env = hiql.resolve({"hidden_dims": (40, 5)}), envs.make("point-medium")
     data = envs.collect(env, np.random.default_rng(0), episodes=3, rows=30)
 
-    def init(config):
-        return hiql.init_params(config, env, data, generators(0, "init", "flat"))
+    def init(**changes):
+        return hiql.init_params(dataclasses.replace(config, **changes), env, data,
+                                generators(0, "init", "flat"))
 
-    p, states = init(config), data.observations[data.valid].astype(float)
-    bends = []
+    p, plain = init(), init(first_layer_init="glorot")
+    states, bends = data.observations[data.valid].astype(float), []
     for w, b in (*zip(p["value"]["dense0"]["W"], p["value"]["dense0"]["b"]),
                  (p["low"]["dense0"]["W"], p["low"]["dense0"]["b"])):     # of s and z, z0 = 0
         off = np.abs(states @ w[:2] + b)
@@ -1385,75 +1306,79 @@ def test_first_layers_bend_at_states_of_the_data():
     layer = p["high"]["dense0"]                             # of s and g, both of the data
     both = (states @ layer["W"][:2])[:, None] + states @ layer["W"][2:] + layer["b"]
     assert (np.abs(both).min((0, 1)) < 1e-4).all()
-    plain = init(dataclasses.replace(config, first_layer_init="glorot"))
     assert not plain["high"]["dense0"]["b"].any()
     assert np.abs(plain["phi"]["dense0"]["W"]).max() <= np.sqrt(6 / 44)
-    np.testing.assert_allclose(init(config)["phi"]["dense0"]["W"], 8 / env.side
-                               * plain["phi"]["dense0"]["W"], rtol=1e-6)
-    assert np.abs(p["high"]["dense2"]["W"]).max() <= 0.1 * np.sqrt(6 / 15)
+    np.testing.assert_allclose(p["phi"]["dense0"]["W"], 8 / env.side * plain["phi"]["dense0"]["W"],
+                               rtol=1e-6)
+    for name in ("high", "low", "flat"):
+        assert 0.09 < np.abs(p[name]["dense2"]["W"]).max() / np.sqrt(
+            6 / (5 + len(p[name]["dense2"]["b"]))) <= 0.1
     for path, x in flatten(p["target"]["value"]).items():   # a copy, not the same arrays
         assert (x == flatten(p["value"])[path]).all() and x is not flatten(p["value"])[path]
-    assert set(init(dataclasses.replace(config, const_std=False))["low"]) == {*p["low"], "std"}
-
-
-def test_representations_have_length_sqrt_of_their_size():
-    for rep_type in ("phi_sg", "phi_g"):
-        config, params, batch = toy(rep_type=rep_type)
-        s, g = batch["observations"], batch["value_goals"]
-        z = hiql.phi(params, s, g, config)[0]
-        np.testing.assert_allclose((z ** 2).sum(1), config.rep_dim)
-        other = hiql.phi(params, s + 1, g, config)[0]
-        assert (other == z).all() == (rep_type == "phi_g")
-    config, params, batch = toy(rep_type="none")
-    assert hiql.phi(params, s, g, config)[0] is g and "phi" not in params
+    low = init(rep_type="none")["low"]["dense0"]            # a subgoal is a place of the data then
+    both = (states @ low["W"][:2])[:, None] + states @ low["W"][2:] + low["b"]
+    assert (np.abs(both).min((0, 1)) < 1e-4).all()
 
 
 # ------------------------------------------------------------- hiql: acting and evaluation
 
 
 def test_discrete_actions_are_drawn_at_a_temperature():
-    """Logits (0, 2, 0, 0, 0): shares of softmax(logits / T); T = 0 takes the likeliest."""
-    config, params, batch = toy(discrete=True, temperature=2.0)
+    """Logits (0, 2, 0, 0, 0): shares of softmax(logits / T); T = 0 takes the likeliest. Without a
+    generator they are drawn from seed 0."""
+    config, params, batch, env = toy(discrete=True, temperature=2.0)
     params["low"] = tree_map(np.zeros_like, params["low"])
     params["low"]["dense2"]["b"][1] = 2
     s, g = (np.repeat(batch[k][:1], 20000, 0) for k in ("observations", "value_goals"))
-    a = hiql.hierarchical_actor(params, config, np.random.default_rng(0))(s, g, 0)
+    plain, other = hiql.Actor(params, config, env), hiql.Actor(params, config, env,
+                                                               np.random.default_rng(1))
+    again = pickle.loads(pickle.dumps(plain))
+    a = plain(s, g, 0)
     assert (a == 1).mean() == pytest.approx(np.e / (np.e + 4), abs=0.01)
+    assert (hiql.Actor(params, config, env, np.random.default_rng(0))(s, g, 0) == a).all()
+    assert (again(s, g, 0) == a).all() and (other(s, g, 0) != a).any()
     cold = dataclasses.replace(config, temperature=0)
-    assert (hiql.hierarchical_actor(params, cold, np.random.default_rng(0))(s, g, 0) == 1).all()
+    assert (hiql.Actor(params, cold, env)(s, g, 0) == 1).all()
 
 
 def test_actions_are_the_policies_means():
     """The low-level policy at the subgoal, or the flat policy at the goal; clipped to [-1, 1]."""
-    config, params, batch = toy()
+    config, params, batch, env = toy()
     s, g = batch["observations"], batch["value_goals"]
     z = mlp(params["high"], np.concatenate([s, g], 1))[0]
     z *= np.sqrt(config.rep_dim) / np.linalg.norm(z, axis=1, keepdims=True)
-    for actor, p, x in ((hiql.hierarchical_actor, params["low"], np.concatenate([s, z], 1)),
-                        (hiql.flat_actor, params["flat"], np.concatenate([s, g], 1))):
+    for actor, p, x in ((hiql.Actor, params["low"], np.concatenate([s, z], 1)),
+                        (hiql.FlatActor, params["flat"], np.concatenate([s, g], 1))):
         size = np.median(np.abs(mlp(p, x)[0]))          # so that half of them are clipped
         for w in p["dense2"].values():
             w /= size
         mean = mlp(p, x)[0]
         assert np.abs(mean).max() > 1.1 and np.abs(mean).min() < 0.9
-        close(actor(params, config, None)(s, g, 0), np.clip(mean, -1, 1))
-    v = hiql.value(params["value"], s, hiql.phi(params, s, g, config)[0])[0].mean(0)
-    close(hiql.mean_value(params, s, g, config), v)
-    close(hiql.value_map(params, s, g, config), v, 1e-5)            # takes float32
+        close(actor(params, config, env)(s, g, 0), np.clip(mean, -1, 1))
+    v = hiql.value(params["value"], s, hiql.phi(params, s, g, config, env)[0])[0].mean(0)
+    close(hiql.mean_value(params, s, g, config, env), v)
+    close(hiql.value_map(params, s, g, config, env), v, 1e-5)       # takes float32
 
 
 def test_subgoals_are_normalised_and_asked_for_at_intervals():
-    config, params, batch = toy(subgoal_interval=3)
-    s, g = batch["observations"], batch["value_goals"]
-    z = hiql.subgoal(params, s, g, config)
-    np.testing.assert_allclose((z ** 2).sum(1), config.rep_dim)
-    act = hiql.hierarchical_actor(params, config, None)
-    first = act(s, g, 0)
-    assert (act(s, g + 5, 1) == first).all() and (act(s, g + 5, 2) == first).all()
-    assert not np.allclose(act(s, g + 5, 3), first)
-    config, params, batch = toy(rep_type="none")        # then it is a difference of states
-    delta = mlp(params["high"], np.concatenate([s, g], 1))[0]
-    np.testing.assert_allclose(hiql.subgoal(params, s, g, config), s + delta)
+    """They and representations have length sqrt(R); without phi they are differences of states."""
+    for rep_type in hiql.REPS:
+        config, params, batch, env = toy(subgoal_interval=3, rep_type=rep_type)
+        s, g = batch["observations"], batch["value_goals"]
+        z, rep = hiql.subgoal(params, s, g, config, env), hiql.phi(params, s, g, config, env)[0]
+        if rep_type == "none":
+            delta = mlp(params["high"], np.concatenate([s, g], 1))[0]
+            np.testing.assert_allclose(z, s + delta)
+            assert rep is g and "phi" not in params
+            continue
+        np.testing.assert_allclose((z ** 2).sum(1), 3)
+        np.testing.assert_allclose((rep ** 2).sum(1), 3)
+        other = hiql.phi(params, s + 1, g, config, env)[0]
+        assert (other == rep).all() == (rep_type == "phi_g")
+        act = hiql.Actor(params, config, env)
+        first = act(s, g, 0)
+        assert (act(s, g + 5, 1) == first).all() and (act(s, g + 5, 2) == first).all()
+        assert not np.allclose(act(s, g + 5, 3), first)
 
 
 def test_episodes_end_at_the_goal_or_the_time_limit():
@@ -1468,7 +1393,7 @@ def test_episodes_end_at_the_goal_or_the_time_limit():
         times.append(t)
         return np.where(t < np.array([5, 0, 5, 1]), 0, 4)
 
-    success, steps, paths = offline.rollout(env, act, starts, goals, "noise")
+    success, steps, paths = hiql.rollout(env, act, starts, goals, "noise")
     assert success.tolist() == [True, True, False, False] and steps.tolist() == [7, 1, 4, 4]
     assert paths[..., 1].T.tolist() == [[2, 2, 2, 2, 2, 2, 3, 4], [5, 6, 6, 6, 6, 6, 6, 6],
                                         [5] * 8, [3, 3, 4, 5, 6, 6, 6, 6]]
@@ -1477,56 +1402,82 @@ def test_episodes_end_at_the_goal_or_the_time_limit():
 
 def test_evaluation_by_hand():
     """An actor that solves tasks 1 and 4 alone; starts and goals are those of seed and update,
-    from a generator that actor and maze draw on too."""
-    config = hiql.resolve({"env": "grid-fourrooms", "eval_episodes": 3, "seed": 8})
-    problem = SimpleNamespace(env=envs.make(config.env), config=config)
-    env, seen, solved = problem.env, [], []
+    from a generator that actor and maze draw on too, each at a place of its own."""
+    config = hiql.resolve({"env": "point-medium", "eval_episodes": 3, "seed": 8})
+    env, seen = envs.make(config.env), []
 
-    def actor(params, config, rng):
-        assert rng.bit_generator._seed_seq.entropy == [config.seed, at] and params == {}
+    def actor(params, actors_config, actors_env, rng):
+        assert (params, actors_config, actors_env) == ({}, config, env)
+        assert rng.bit_generator._seed_seq.entropy == [config.seed, at]
+        seen.append([])
+        good = np.isin(np.arange(215), [0, 1, 2, 9, 10, 11])[:, None]
 
         def act(s, g, t):
-            if not t:
-                seen.append((s, g))
-            good = (g == env.place(env.tasks)[[0, 3], 1][:, None]).all(-1).any(0)
-            good &= (seen[-1][0] == env.place(env.tasks)[[0, 3], 0][:, None]).all(-1).any(0)
-            solved.append(good)
+            seen[-1].append((s, g))
             return np.where(good, env.follow(s, env.number(g), 0.0, np.random.default_rng(0)), 0)
         return act
 
-    at = 7
-    summary, (paths, goals, success) = offline.evaluate_actor(problem, {}, actor, at)
-    assert summary["success"] == pytest.approx(0.4) and summary["success_worst_task"] == 0
-    assert summary["success_per_task"] == [1, 0, 0, 1, 0]
-    assert summary["success_random"] == solved[0][15:].mean() < 0.1
-    lengths = [env.distance[env.index[a], env.index[b]] for a, b in env.tasks]
-    assert summary["mean_steps"] == np.mean([x * (1 if i in (0, 3) else 4)
-                                             for i, x in enumerate(lengths)])
-    assert success.shape == (5, 3) and goals.shape == (5, 3, 2) and paths.shape[1:] == (5, 3, 2)
-    assert (paths[0, :, 0] == env.place(env.tasks)[:, 0]).all()
-    starts, ends = seen[0]
-    assert len(starts) == 15 + 200
-    assert env.distance[env.number(starts), env.number(ends)][15:].min() == 8
-    for at in (7, 9):
-        offline.evaluate_actor(problem, {}, actor, at)
-    problem.config, at = dataclasses.replace(config, seed=9), 7
-    offline.evaluate_actor(problem, {}, actor, at)
-    assert (seen[1][0] == starts).all()
-    assert not (seen[2][0] == starts).all() and not (seen[3][0] == starts).all()
+    for config.seed, at in ((8, 7), (8, 7), (8, 9), (9, 7)):
+        summary, (paths, goals, success) = hiql.evaluate_maze(actor, {}, config, env, at)
+        starts, ends = seen[-1][0]
+        assert summary["success"] == pytest.approx(0.4) and summary["success_worst_task"] == 0
+        assert summary["success_per_task"] == [1, 0, 0, 1, 0]
+        assert summary["success_random"] == 0 and 150 < summary["mean_steps"] < 0.6 * 250 + 30
+        assert (success == np.array([1, 0, 0, 1, 0])[:, None]).all() and success.shape == (5, 3)
+        assert (paths[0] == starts[:15].reshape(5, 3, 2)).all()
+        assert (goals == ends[:15].reshape(5, 3, 2)).all() and len(starts) == 15 + 200
+        assert (env.success(paths[-1].reshape(-1, 2), ends[:15]) == success.ravel()).all()
+        for places, i in ((starts, 0), (ends, 1)):
+            off = places[:15].reshape(5, 3, 2) - env.centre(np.array(env.tasks)[:, i])[:, None]
+            assert np.abs(off).max() <= 1 and len(np.unique(places)) == 2 * 215
+        assert env.distance[env.number(starts), env.number(ends)][15:].min() == 6
+    assert (seen[0][0][0] == seen[1][0][0]).all()
+    assert not (seen[0][0][0] == seen[2][0][0]).any() and not (seen[0][0][0] == starts).any()
 
 
-def test_evaluation_draws_places_in_the_cells_of_the_tasks():
-    """Four episodes of each task of the U-maze, each at places of its own; the limit is 2 steps."""
-    config, env = hiql.resolve({"env": "point-umaze", "eval_episodes": 4}), envs.make(
-        "point-umaze", limit=2)
-    problem = SimpleNamespace(env=env, config=config)
-    summary, (paths, goals, success) = offline.evaluate_actor(
-        problem, {}, lambda *_: lambda s, g, t: 0 * s, 0)
-    assert len(paths) == 3 and summary["success"] == 0 and summary["mean_steps"] == 2
-    for places, i in ((paths[0], 0), (goals, 1)):
-        off = places - env.centre(np.array(env.tasks)[:, i])[:, None]
-        assert off.shape == (5, 4, 2) and np.abs(off).max() < 0.1 and len(np.unique(off)) == 40
+def test_subgoals_are_shown_where_their_representation_is():
+    """The high-level policy says phi([s0; w4]) everywhere: from s0 that is the point w4."""
+    config, params, batch, env = toy()
+    s, g, points = batch["observations"], batch["value_goals"][:1], batch["high_actor_targets"]
+    points = points + np.arange(7)[:, None]                     # seven different ones
+    layer = params["high"]["dense2"]
+    layer["W"][:], layer["b"][:] = 0, hiql.phi(params, s[:1], points[4:5], config, env)[0]
+    places = hiql.subgoal_places(params, s, g, points, config, env)
+    assert places.shape == s.shape and (places[0] == points[4]).all()
+    z = layer["b"]
+    for x, place in zip(s, places):
+        there = [hiql.phi(params, x[None], w[None], config, env)[0] for w in points]
+        assert (place == points[np.argmin([((y - z) ** 2).sum() for y in there])]).all()
 
+
+def test_pictures_get_the_agents_episodes_values_and_subgoals(monkeypatch):
+    """Of each task the first episode; its subgoals every k steps of the path."""
+    config, params, batch, env = toy(subgoal_steps=3)
+    run, calls = Run(hiql.PROGRAM, config, ""), []
+    for name in ("draw_trajectories", "draw_curve", "draw_value"):
+        monkeypatch.setattr(hiql.plots, name, lambda *arguments: calls.append(arguments))
+    goals, points = env.place(env.tasks)[:, 1:], hiql.plots.free_points(env)
+    paths = goals[:, 0] + np.random.default_rng(0).uniform(-1, 1, (7, 4, 5, 2))
+    episodes = {"hiql": (paths.swapaxes(1, 2), goals, None), "flat": None}
+    hiql.draw(run, params, config, env, episodes)
+    assert calls[:2] == [("curve.png", run.logs, "update"), ("trajectories.png", env, episodes)]
+    for i, shown in enumerate(calls[2][2]):
+        starts, goal = paths[[0, 3, 6], 0, i], goals[i]
+        assert (shown["path"] == paths[:, 0, i]).all() and (shown["goal"] == goal[0]).all()
+        assert (shown["starts"] == starts).all()
+        places = hiql.subgoal_places(params, starts, goal, points, config, env)
+        assert (shown["subgoals"] == places).all()
+        v = hiql.value_map(params, points, goal.repeat(len(points), 0), config, env)
+        assert (shown["values"] == v).all()
+    assert len(calls[2][2]) == 5
+    hiql.draw(run, {"value": params["value"], "phi": params["phi"]}, config, env, episodes)
+    assert {x["subgoals"] for x in calls[5][2]} == {None}       # no high-level policy
+    hiql.draw(run, {"flat": params["flat"]}, config, env, episodes)
+    hiql.draw(run, {}, config, env, {})
+    assert len(calls) == 9                                      # nor a value, nor a maze
+
+
+# --------------------------------------------------------------------------- hiql: a whole run
 
 # three cells in a row: tasks 1, 2, 4 and 5 lie to the right, task 3 to the left
 LEFT, RIGHT = 3, 4
@@ -1535,257 +1486,201 @@ ROW = dict(kind=envs.GridWorld, layout="##### #...# #####", recipe=dict(episodes
                (1, 3), (1, 3), (3, 1), (1, 2), (2, 3))])
 GOES_LEFT = dict(success=0.2, success_per_task=[0, 0, 1, 0, 0], success_worst_task=0,
                  mean_steps=(8 + 8 + 2 + 4 + 4) / 5)
-GOES_RIGHT = dict(success=0.8, success_per_task=[1, 1, 0, 1, 1], success_worst_task=0,
-                  mean_steps=(2 + 2 + 8 + 1 + 1) / 5)
+GOES_RIGHT = dict(success=0.8, success_per_task=[1, 1, 0, 1, 1])
 
 
 @pytest.fixture
-def scripted(registry, monkeypatch):
-    """A run in the row of three cells: after update u the low-level policy always takes the action
-    script(u), and the flat policy the other one. -> prepare(script, **flags); what was drawn."""
+def row(registry, no_pictures):
+    """The row of three cells -> config(**flags) of a short run in it."""
     envs.register("row", **ROW)
-    drawn = []
-    monkeypatch.setattr(hiql, "draw", lambda problem, agent, run, shown: drawn.append(shown))
-
-    def prepare(script, **flags):
-        config = hiql.resolve({"env": "row", "seed": 8, "batch_size": 16, "hidden_dims": (6, 5),
-                               "eval_episodes": 2, **flags})
-
-        def learn(problem, agent, rng):
-            while agent["update"] < config.steps + config.policy_steps:
-                agent["update"] += 1
-                low = script(int(agent["update"]))
-                for name, action in (("low", low), ("flat", LEFT + RIGHT - low)):
-                    p = agent["params"][name]
-                    p["dense2"]["W"][:], p["dense2"]["b"][:] = 0, np.arange(5) == action
-                yield {"value_loss": 1.0}, True
-
-        monkeypatch.setattr(hiql, "learn", learn)
-        return hiql.prepare(config)
-
-    return prepare, drawn
+    return lambda **flags: hiql.resolve({"env": "row", "seed": 8, "batch_size": 16,
+                                         "hidden_dims": (6, 5), "eval_episodes": 2, **flags})
 
 
-def test_the_summary_is_of_the_final_policies(tmp_path, scripted, capsys):
+def scripted(monkeypatch, script):
+    """After update u the low-level policy always takes the action script(u), and the flat policy
+    the other one."""
+    def update(agent, *rest):
+        agent["update"] += 1
+        low = script(int(agent["update"]))
+        for name, action in (("low", low), ("flat", LEFT + RIGHT - low)):
+            p = agent["params"][name]
+            p["dense2"]["W"][:], p["dense2"]["b"][:] = 0, np.arange(5) == action
+        return {"value_loss": 1.0}
+
+    monkeypatch.setattr(hiql, "update", update)
+
+
+def test_the_summary_is_of_the_final_policies(tmp_path, row, monkeypatch, capsys):
     """The agent is right up to update 6 and wrong at the end, after update 7: logged and reported
     is the end, never the best checkpoint, and the flat policy's success under its own name."""
-    prepare, drawn = scripted
-    problem = prepare(lambda u: RIGHT if u < 7 else LEFT, steps=7, eval_interval=3)
-    run = Run(str(tmp_path), problem.config)
-    result = offline.train(problem, run)
-    summary, s = result.summary, np.array([[1.0, 2.0]])
-    assert capsys.readouterr().out.startswith("row, seed 8: hiql and, to compare, a flat policy on "
-                                              "the same value; 7 updates of 16 of 95 transitions, ")
-    names = ("update", "success", "flat_success")
-    assert [[float(row[x]) for x in names] for row in run.logs["eval"]] == [
+    config, drawn, s = row(steps=7, eval_interval=3), [], np.array([[1.0, 2.0]])
+    scripted(monkeypatch, lambda u: RIGHT if u < 7 else LEFT)
+    monkeypatch.setattr(hiql, "draw", lambda *arguments: drawn.append(arguments))
+    run = run_to(tmp_path / "run", hiql.PROGRAM, config)
+    result = hiql.train(None, config, run=run)
+    assert [[x["update"], x["success"], x["flat_success"]] for x in run.logs["eval"]] == [
         [3, 0.8, 0.2], [6, 0.8, 0.2], [7, 0.2, 0.8]]
-    assert [int(row["update"]) for row in run.logs["train"]] == [3, 6]
+    assert [x["update"] for x in run.logs["train"]] == [3, 6]
     expected = dict(env="row", agent="hiql", seed=8, updates=7, episodes=10, flat_success=0.8,
                     flat_success_per_task=GOES_RIGHT["success_per_task"], **GOES_LEFT)
-    rest = {name: x for name, x in summary.items() if name not in expected}
-    assert {name: summary[name] for name in expected} == expected
+    rest = {name: x for name, x in result.summary.items() if name not in expected}
+    assert {name: result.summary[name] for name in expected} == expected
     assert set(rest) == {"success_random", "flat_success_random", "train_seconds", "data"}
     assert int(rest["data"], 16) == result.agent["data"]
     assert rest["success_random"] + rest["flat_success_random"] == 1    # left and right, 2 apart
-    assert 0.3 < rest["success_random"] < 0.7 and rest["train_seconds"] < 60
-    assert list(drawn[0]) == ["hiql", "flat, same value"] and len(drawn) == 1
-    assert (drawn[0]["hiql"][2] == np.array(GOES_LEFT["success_per_task"])[:, None]).all()
-    # the checkpoint: evaluated, loaded, and resumed after its last update
-    problem, agent = load_run(hiql, tmp_path)
-    again = hiql.evaluate_checkpoint(problem, {**agent, "seconds": np.array(12.34)})
-    assert again == {**summary, "train_seconds": 12.3}
-    assert hiql.load(tmp_path)(s, s, 0) == result.act(s, s, 0) == LEFT
-    capsys.readouterr()
-    resumed = offline.train(problem, Run(str(tmp_path), problem.config, agent))
-    assert {**resumed.summary, "train_seconds": 0} == {**summary, "train_seconds": 0}
-    assert "transitions" not in capsys.readouterr().out
-    offline.train(prepare(lambda u: RIGHT, steps=1))                       # without a folder
-    assert len(drawn) == 2
+    assert 0.3 < rest["success_random"] < 0.7 and 0 < rest["train_seconds"] < 60
+    [(run, params, drawn_config, env, episodes)] = drawn
+    assert params is result.agent["params"] and drawn_config is config and env.name == "row"
+    assert list(episodes) == ["hiql", "flat, same value"]
+    assert (episodes["hiql"][2] == np.array(GOES_LEFT["success_per_task"])[:, None]).all()
+    # its folder: evaluated and loaded, also where the maze is unknown
+    del envs.ENVIRONMENTS["row"]
+    assert hiql.load(tmp_path / "run")(s, s, 0) == result.act(s, s, 0) == LEFT
+    again = hiql.evaluate_saved(*hiql.restored(tmp_path / "run"))
+    keys = {x for x in result.summary if "success" in x} | {"mean_steps", "updates"}
+    assert again == {x: result.summary[x] for x in keys}
 
 
-def test_evaluations_begin_with_the_policies(scripted):
-    """Value for 110 updates, policies for 100: nothing to evaluate after 110, the whole after 210;
-    a row of the log every 100."""
-    prepare, _ = scripted
-    problem = prepare(lambda u: RIGHT, steps=110, policy_steps=100, eval_interval=110)
-    run = Run(None, problem.config)
-    result = offline.train(problem, run)
-    assert [int(row["update"]) for row in run.logs["eval"]] == [210] == [result.summary["updates"]]
-    assert [int(row["update"]) for row in run.logs["train"]] == [100, 200]
-    for update, reached in ((0, False), (110, False), (111, True)):
-        agent = {**result.agent, "update": np.array(update), "seconds": 1.0}
-        assert offline.no_policy_yet(problem, agent) is not reached
-        if reached:
-            assert hiql.evaluate_checkpoint(problem, agent)["success"] == 0.8
-        else:
-            with pytest.raises(ValueError, match=f"stopped after {update} updates, before its"):
-                hiql.evaluate_checkpoint(problem, agent)
-    clone = SimpleNamespace(config=problem.config, losses={"low": hiql.low_loss})
-    assert offline.no_policy_yet(clone, {"update": 0}) is False
+def test_evaluations_begin_with_the_policies(tmp_path, row):
+    """Value for 4 updates, policies for 4: nothing to evaluate after 4, the whole after 8."""
+    config = row(steps=4, policy_steps=4, eval_interval=2, train_flat=False)
+    for at in (4, 5):
+        with pytest.raises(KeyboardInterrupt):
+            hiql.train(None, config, run=run_to(tmp_path / "run", hiql.PROGRAM, config, at))
+        if at == 4:
+            with pytest.raises(ValueError, match="stopped after 4 updates, before"):
+                hiql.evaluate_saved(*hiql.restored(tmp_path / "run"))
+    assert hiql.evaluate_saved(*hiql.restored(tmp_path / "run"))["updates"] == 5
+    run = run_to(tmp_path / "run", hiql.PROGRAM, config)
+    summary = hiql.train(None, config, run=run).summary
+    assert [x["update"] for x in run.logs["eval"]] == [6, 8] and summary["updates"] == 8
+    assert not [x for x in summary if x.startswith("flat_")]
 
 
-def test_each_actor_is_evaluated_at_the_agents_update(monkeypatch):
-    """The first actor's summary whole, of any other three numbers, as flat_..."""
-    problem, calls = SimpleNamespace(actors={"a": "first", "b": "other"}), []
+def test_a_run_stopped_and_resumed_is_as_if_never_stopped(tmp_path, row):
+    """Stopped before the first update, in the value's phase, in the policies', and after the last
+    update; the same arrays, generators, logs and summary. More evaluations change nothing but
+    their log."""
+    config = row(steps=7, policy_steps=6, eval_interval=4, action_free=0.4, temperature=1.0)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    summary = hiql.train(None, config, run=run_to(whole, hiql.PROGRAM, config)).summary
 
-    def evaluate_actor(*arguments):
-        calls.append(arguments)
-        keys = ("success", "success_random", "success_per_task", "mean_steps")
-        return {x: (arguments[2], x) for x in keys}, "episodes of " + arguments[2]
+    def no_batch(*_):
+        raise ZeroDivisionError
 
-    monkeypatch.setattr(offline, "evaluate_actor", evaluate_actor)
-    summary, shown = offline.evaluate_maze(problem, {"params": "params", "update": np.array(6)})
-    assert calls == [(problem, "params", actor, 6) for actor in ("first", "other")]
-    assert shown == {"a": "episodes of first", "b": "episodes of other"}
-    assert summary == {
-        **{x: ("first", x) for x in ("success", "success_random", "success_per_task",
-                                     "mean_steps")},
-        **{f"flat_{x}": ("other", x) for x in ("success", "success_random", "success_per_task")}}
-
-
-def test_training_takes_as_long_as_its_losses(scripted, monkeypatch):
-    """Ten updates, by the second evaluation of each loss, and a fifth more; estimate and
-    evaluation change neither the agent nor the generators of training."""
-    prepare, _ = scripted
-    problem, clock, calls = prepare(lambda u: LEFT, steps=10), [0.0], []
-    agent = offline.init_agent(problem, problem.rngs)
-
-    def taking(name, seconds):
-        def loss(params, batch, config):
-            assert params is agent["params"] and batch["actions"].shape == (16,)
-            calls.append(name)
-            clock[0] += seconds if calls.count(name) % 2 == 0 else 99
-        return loss
-
-    monkeypatch.setattr(offline.time, "perf_counter", lambda: clock[0])
-    problem.losses = {name: taking(name, seconds) for name, seconds in (
-        ("value", 1), ("high", 2), ("low", 4), ("flat", 8))}
-
-    def state():
-        return {name: x.tobytes() for name, x in flatten(agent).items()}, {
-            name: str(rng.bit_generator.state) for name, rng in problem.rngs.items()}
-
-    before = state()
-    assert offline.estimate(problem, agent) == pytest.approx(10 * 15 * 1.2)
-    problem.config = dataclasses.replace(problem.config, policy_steps=3)
-    assert offline.estimate(problem, agent) == pytest.approx((10 * 1 + 3 * 14) * 1.2)
-    problem.config = dataclasses.replace(problem.config, policy_steps=0)
-    del problem.losses["value"]
-    assert offline.estimate(problem, agent) == pytest.approx(10 * 14 * 1.2)
-    problem.evaluate(problem, agent)
-    assert state() == before
+    with pytest.raises(ZeroDivisionError):
+        hiql.train(None, config, run=run_to(parts, hiql.PROGRAM, config), sample=no_batch)
+    assert read_run(hiql.PROGRAM, parts).agent["update"] == 0
+    for at in (3, 7, 9, 13):
+        with pytest.raises(KeyboardInterrupt):
+            hiql.train(None, config, run=run_to(parts, hiql.PROGRAM, config, at))
+        assert read_run(hiql.PROGRAM, parts).agent["update"] == at
+    again = hiql.train(None, config, run=run_to(parts, hiql.PROGRAM, config)).summary
+    agent, states, logs = kept(whole, hiql.PROGRAM)
+    resumed, its_states, its_logs = kept(parts, hiql.PROGRAM)
+    same(resumed, agent)
+    assert its_states == states and its_logs == logs
+    assert {**again, "train_seconds": 0} == {**summary, "train_seconds": 0}
+    often = dataclasses.replace(config, eval_interval=1)
+    hiql.train(None, often, run=run_to(tmp_path / "often", hiql.PROGRAM, often))
+    other, its_states, _ = kept(tmp_path / "often", hiql.PROGRAM)
+    same(other, agent)
+    assert its_states == states
 
 
-def test_drawn_actions_of_the_agent_are_those_of_seed_0(scripted):
-    """At a temperature: the agent's actor is the first, with a generator of its own."""
-    problem = scripted[0](lambda u: LEFT, temperature=2.0)
-    agent = offline.init_agent(problem, problem.rngs)
-    act = offline.agent_actor(problem, agent)
-    same = hiql.hierarchical_actor(agent["params"], problem.config, np.random.default_rng(0))
-    s = np.ones((50, 2))
-    for t in (0, 1):
-        actions = act(s, s, t)
-        assert (actions == same(s, s, t)).all() and len(set(actions)) > 2
-
-
-def test_data_and_checkpoint_must_fit(tmp_path, scripted):
-    """19 transitions in a row, so at most 18 steps to a subgoal; a checkpoint of other networks,
-    generators, data or more updates is refused."""
-    prepare = scripted[0]
-    with pytest.raises(ValueError, match="--subgoal-steps 19 must be below the 19 transitions"):
-        prepare(None, subgoal_steps=19)
-    problem = prepare(lambda u: LEFT, subgoal_steps=18, steps=2, policy_steps=3)
-    offline.train(problem, Run(str(tmp_path), problem.config))
-    agent = load_tree(tmp_path / "checkpoint.npz")
-    assert hiql.prepare(problem.config, agent).config is problem.config
-    few = {name: p for name, p in agent["params"].items() if name != "flat"}
-    rng = {name: x for name, x in agent["rng"].items() if name != "hide"}
-    for wrong, words in (({"params": few}, "does not fit"), ({"rng": rng}, "does not fit"),
-                         ({"update": agent["update"] + 1}, "update"),
-                         ({"data": agent["data"] + 1}, "the data are not those of the run")):
-        with pytest.raises(ValueError, match=words):
-            hiql.prepare(problem.config, {**agent, **wrong})
-    for x in (problem.data.observations, problem.data.actions, problem.data.terminals):
-        plain = x.copy()
-        x[-2] = 1 - x[-2]
-        assert offline.init_agent(problem, problem.rngs)["data"] != agent["data"]
-        x[:] = plain
-    assert offline.init_agent(problem, problem.rngs)["data"] == agent["data"]
-
-
-def test_a_problem_draws_from_five_generators(scripted):
+def test_a_run_draws_from_five_generators(row):
     """Children of the seed in this order: the data, which actions are hidden, networks, the flat
-    policy's, batches. Training and evaluation get those of the problem."""
-    problem = scripted[0](None, action_free=0.4)
-    rngs = generators(8, "data", "hide", "init", "flat", "batch")
-    data = problem.env.dataset(rngs["data"])
-    offline.hide_actions(data, 0.4, rngs["hide"])
-    assert (data.observations == problem.data.observations).all()
-    assert (data.labelled == problem.data.labelled).all() and len(data.labelled) == 3 * 19
-    config, seen = dataclasses.replace(problem.config, steps=1), {}
+    policy's, batches. A flat policy trained beside hiql changes no bit of hiql."""
+    config, agents = row(action_free=0.4, steps=3), []
+    for train_flat in (True, False):
+        rngs, seen = generators(8, "data", "hide", "init", "flat", "batch"), {}
 
-    def init_params(config, env, data, rngs):
-        seen.update(rngs)
-        return hiql.init_params(config, env, data, rngs)
+        def init_params(config, env, data, given):
+            seen.update(data=data, init=given["init"].bit_generator._seed_seq.spawn_key,
+                        flat=given["flat"].bit_generator._seed_seq.spawn_key)
+            return hiql.init_params(config, env, data, given)
 
-    def learn(problem, agent, rng):
-        seen["learn"] = rng
-        agent["update"] += 1
-        yield {}, True
+        def sample(data, rng, config, env):
+            assert data is seen["data"]
+            seen["batch"] = rng.bit_generator._seed_seq.spawn_key
+            return hiql.sample(data, rng, config, env)
 
-    problem.config, problem.init_params, problem.learn = config, init_params, learn
-    offline.train(problem)
-    assert seen == {**problem.rngs, "learn": problem.rngs["batch"]} and list(problem.rngs) == list(
-        rngs)
-    for name, rng in problem.rngs.items():
-        assert rng.bit_generator._seed_seq.spawn_key == rngs[name].bit_generator._seed_seq.spawn_key
-
-
-def test_actions_are_hidden_by_whole_trajectories():
-    data = chain(range(3), range(4), range(5))                  # rows 0-2, 3-6, 7-11
-    rows, hidden = [{0, 1}, {3, 4, 5}, {7, 8, 9, 10}], set()
-    for fraction, n in ((0, 0), (0.3, 1), (0.4, 1), (0.6, 2)):
-        for seed in range(20):
-            offline.hide_actions(data, fraction, np.random.default_rng(seed))
-            kept = [x <= set(data.labelled) for x in rows]
-            assert sum(kept) == 3 - n
-            assert set(data.labelled) == set().union(*(x for x, keep in zip(rows, kept) if keep))
-            hidden |= {i for i, keep in enumerate(kept) if not keep}
-    assert hidden == {0, 1, 2}
-    with pytest.raises(ValueError, match="--action-free 0.9 hides the actions of all"):
-        offline.hide_actions(data, 0.9, None)
+        config = dataclasses.replace(config, train_flat=train_flat)
+        agents.append(hiql.train(None, config, sample=sample, init_params=init_params).agent)
+        data = envs.make("row").dataset(rngs["data"])
+        hiql.hide_actions(data, 0.4, rngs["hide"])
+        assert (data.observations == seen["data"].observations).all()
+        assert (data.labelled == seen["data"].labelled).all() and len(data.labelled) == 3 * 19
+        for name in ("init", "flat", "batch"):
+            assert seen[name] == rngs[name].bit_generator._seed_seq.spawn_key
+    with_flat, without = (flatten(agent) for agent in agents)
+    assert "params/flat/dense0/W" in with_flat and "params/flat/dense0/W" not in without
+    for path, x in without.items():
+        assert (with_flat[path] == x).all(), path
 
 
-def test_subgoals_are_shown_where_their_representation_is(monkeypatch):
-    """The high-level policy says phi([s0; w4]) everywhere: from s0 that is the point w4."""
-    config, params, batch = toy(subgoal_steps=3)
-    s, g, points = batch["observations"], batch["value_goals"][:1], batch["high_actor_targets"]
-    points = points + np.arange(7)[:, None]                     # seven different ones
-    layer = params["high"]["dense2"]
-    layer["W"][:], layer["b"][:] = 0, hiql.phi(params, s[:1], points[4:5], config)[0]
-    places = hiql.subgoal_places(params, s, g, points, config)
-    assert places.shape == s.shape and (places[0] == points[4]).all()
-    z = layer["b"]
-    for x, place in zip(s, places):
-        there = [hiql.phi(params, x[None], w[None], config)[0] for w in points]
-        assert (place == points[np.argmin([((y - z) ** 2).sum() for y in there])]).all()
-    # the pictures: the agent's episodes, its value, and a subgoal every three steps of a path
-    calls, problem = [], SimpleNamespace(config=config, env="env")
-    shown, run = {"hiql": "its episodes", "flat": "others"}, Run(None, config)
-    run.path = str
-    for name in ("draw_trajectories", "draw_curve", "draw_value"):
-        monkeypatch.setattr(hiql.plots, name, lambda *arguments: calls.append(arguments))
-    hiql.draw(problem, {"params": params}, run, shown)
-    assert calls[0] == ("trajectories.png", "env", shown)
-    assert calls[1] == ("curve.png", run.logs, "update") and calls[2][3] == "its episodes"
-    values, subgoals = calls[2][2], calls[2][4]
-    close(values(points, g), hiql.value_map(params, points, g.repeat(7, 0), config))
-    starts, ends = subgoals(s, g, points)
-    assert (starts == s[[0, 3, 6]]).all() and (ends == places[[0, 3, 6]]).all()
-    hiql.draw(problem, {"params": {"value": params["value"]}}, run, shown)
-    assert calls[5][4] is None                                  # no high-level policy
-    hiql.draw(problem, {"params": {"flat": params["flat"]}}, run, shown)
-    assert len(calls) == 8                                      # nor a value to draw
+def test_a_run_takes_what_a_variant_replaces(row):
+    """Its own maze, losses and actors; the first of these is the agent."""
+    config, maze, seen = row(steps=2, train_flat=False), envs.make("row", slip=0.5), []
+
+    def loss(params, batch, config, env):
+        seen.append(env)
+        return 0.5, {}
+
+    class Up(hiql.Actor):
+        def __call__(self, s, g, t):
+            return np.ones(len(s), int)
+
+    result = hiql.train(None, config, env=maze, losses={"value": loss},
+                        actors={"up": Up, "hiql": hiql.Actor})
+    assert seen == [maze, maze] and type(result.act) is Up and result.summary["agent"] == "up"
+    assert result.act(np.ones((3, 2)), np.ones((3, 2)), 0).tolist() == [1, 1, 1]
+    assert "flat_success" in result.summary
+
+
+def test_wrong_data_are_refused(tmp_path, row):
+    """19 transitions in a row, so at most 18 steps to a subgoal; data of another maze or shape;
+    a run to go on with has the same data, networks and generators."""
+    config = row(steps=2, subgoal_steps=18)
+    data = envs.make("row").dataset(np.random.default_rng(0))
+    for wrong, given, words in (
+            (data, row(subgoal_steps=19), "--subgoal-steps 19 must be below the 19 transitions"),
+            (chain((5, 6), (4, 5)), row(), "the data of row"),
+            ((data.observations, data.actions, data.terminals), config, "not tuple"),
+            (data, row(action_free=0.95), "--action-free"),
+            (None, hiql.resolve({"env": "none"}), "--env none needs a --dataset")):
+        with pytest.raises(ValueError, match=words):
+            hiql.train(wrong, given)
+    with pytest.raises(ValueError, match="must return {name: number}, not float"):
+        hiql.train(data, row(steps=1), lambda act: 0.5)
+    file = str(tmp_path / "data.npz")
+    save_dataset(file, data)
+    config = row(steps=2, dataset=file)
+    with pytest.raises(KeyboardInterrupt):
+        hiql.train(None, config, run=run_to(tmp_path / "run", hiql.PROGRAM, config, 1))
+    for x in (data.observations, data.actions, data.terminals):
+        plain = x.copy()
+        x[-2] = x[-2] == 0
+        assert hiql.checksum(data) != hiql.checksum(load_dataset(file))
+        x[:] = plain
+    assert hiql.checksum(data) == hiql.checksum(load_dataset(file))
+    data.actions[-1] = 1 - data.actions[-1]                 # of no transition, and yet other data
+    save_dataset(file, data)
+    with pytest.raises(ValueError, match="the data are not those of the run"):
+        hiql.train(None, config, run=run_to(tmp_path / "run", hiql.PROGRAM, config))
+
+
+def test_without_phi_networks_see_positions_alone(registry):
+    """Since a subgoal is a place then; of the maze that the config names."""
+    class Seeing(envs.PointMaze):
+        def see_positions(self):
+            self.alone = True
+
+    envs.register("mine", Seeing, layout=CORRIDOR)
+    for rep_type in hiql.REPS:
+        env = hiql.make_maze(hiql.resolve({"env": "mine", "rep_type": rep_type}))
+        assert hasattr(env, "alone") == (rep_type == "none")
 
 
 # ---------------------------------------------------------------------------- hiql: learning
@@ -1799,46 +1694,62 @@ def test_value_learns_the_discounted_distance():
     data = chain(*[range(12)] * 20)
     config = hiql.resolve({"env": "grid-fourrooms", "discount": 0.9, "hidden_dims": (32, 32),
                            "steps": 600, "batch_size": 128, "subgoal_steps": 2,
-                           "goal_reached_by": "state", "value_p_trajgoal": 0.8})
+                           "value_p_trajgoal": 0.8})
     s, g = np.array([(i, j) for i in range(11) for j in range(i, 11)]).T
     exact = -(1 - 0.9 ** (g - s)) / (1 - 0.9)
 
     def error(loss):
-        rngs = generators(0, "init", "flat", "batch")
-        params = hiql.init_params(config, envs.make(config.env), data, rngs)
-        train(config, data, {"value": loss}, params, rngs["batch"])
-        v = hiql.value_map(params, *(np.stack([0 * x + 1, x], 1) for x in (s, g)), config)
+        params = trained(config, FOURROOMS, data, {"value": loss})
+        v = hiql.value_map(params, *(np.stack([0 * x + 1, x], 1) for x in (s, g)), config,
+                           FOURROOMS)
         return np.abs(v - exact).mean() / np.ptp(exact)
 
-    def no_mask(params, batch, config):
-        return hiql.value_loss(params, {**batch, "masks": np.ones_like(batch["masks"])}, config)
+    def no_mask(params, batch, config, env):
+        masks = np.ones_like(batch["masks"])
+        return hiql.value_loss(params, {**batch, "masks": masks}, config, env)
 
     assert error(hiql.value_loss) < 0.05
     assert error(no_mask) > 0.05
 
 
-@pytest.mark.parametrize("losses, actor", [
-    (hiql.LOSSES, hiql.hierarchical_actor),
-    ({"value": hiql.value_loss, "flat": hiql.flat_loss}, hiql.flat_actor)])
-def test_policies_follow_the_advantage(losses, actor, monkeypatch):
-    """From random walks each policy learns to reach goals; with the advantage negated it fails."""
+def test_policies_follow_the_advantage(monkeypatch):
+    """From random walks both agents learn to reach goals; with the advantage negated they fail."""
     env = envs.GridWorld("grid-tiny", "umaze")          # seven cells in a bent corridor
     data = envs.collect(env, np.random.default_rng(0), episodes=200, rows=41, noise=1.0)
     config = hiql.resolve({"env": "grid-fourrooms", "discount": 0.9, "hidden_dims": (32, 32),
-                           "steps": 400, "batch_size": 128, "subgoal_steps": 2})
+                           "steps": 300, "batch_size": 128, "subgoal_steps": 2})
 
-    def score():
-        rngs = generators(0, "init", "flat", "batch")
-        params = hiql.init_params(config, env, data, rngs)
-        train(config, data, losses, params, rngs["batch"])
+    def scores():
+        params = trained(config, env, data, {**hiql.LOSSES, "flat": hiql.flat_loss})
         starts, goals = (env.place(x) for x in env.random_pairs(np.random.default_rng(0), 100, 3))
-        act = actor(params, config, np.random.default_rng(0))
-        return offline.rollout(env, act, starts, goals, None)[0].mean()
+        for actor in (hiql.Actor, hiql.FlatActor):
+            act = actor(params, config, env)
+            yield hiql.rollout(env, act, starts, goals, None)[0].mean()
 
-    assert score() > 0.9
+    assert min(scores()) > 0.9
     plain = hiql.awr_weight
     monkeypatch.setattr(hiql, "awr_weight", lambda alpha, adv: plain(alpha, -adv))
-    assert score() < 0.6
+    assert max(scores()) < 0.6
+
+
+@pytest.mark.slow
+def test_hiql_finds_far_goals_and_with_a_broken_part_does_not():
+    """Two hundred random far pairs of point-medium, by small networks after 1,500 updates: 0.80 to
+    0.92 on seeds 0 to 3. At most 0.08 with all AWR weights 1 (behaviour cloning), with a reward
+    for each step, or with value goals drawn anywhere."""
+    def paid_for_steps(data, rng, config, env):
+        batch = hiql.sample(data, rng, config, env)
+        return {**batch, "rewards": -batch["rewards"]}
+
+    def success(sample=hiql.sample, **changes):
+        config = hiql.resolve({"steps": 1500, "batch_size": 128, "hidden_dims": (64, 64),
+                               "lr": 3e-3, "train_flat": False, "eval_interval": 1500, **changes})
+        return hiql.train(None, config, sample=sample).summary["success_random"]
+
+    assert success() > 0.6
+    assert success(high_alpha=0.0, low_alpha=0.0) < 0.3
+    assert success(paid_for_steps) < 0.3
+    assert success(value_p_curgoal=0.0, value_p_trajgoal=0.0) < 0.3
 
 
 # ------------------------------------------------------------ hiql: data without an environment
@@ -1865,32 +1776,33 @@ def test_what_data_alone_tell():
     """Two trajectories of three rows. States less their mean, times 3 over the root mean square of
     their change in k steps, up to the trajectory's end."""
     obs = np.array([[0, 0], [1, 0], [3, 0], [0, 0], [1, 0], [2, 1]], np.float32)
-    ends = np.array([0, 0, 1, 0, 0, 1])
-    alone = envs.make("none")
-    assert alone.name == "none" and not alone.tasks and alone.settings("paper") == {}
-    seen = alone.describe(envs.Dataset(obs, np.array([0, 4, 0, 1, 1, 0]), ends), 1)
-    assert (alone.discrete, alone.action_dim, alone.side) == (True, 5, 4)
-    assert seen.observations.dtype == np.float32 and seen.actions.tolist() == [0, 4, 0, 1, 1, 0]
-    scale = 3 / np.sqrt([(1 + 4 + 1 + 1) / 4, 1 / 4])
-    np.testing.assert_allclose(seen.observations, (obs - [7 / 6, 1 / 6]) * scale, rtol=1e-6)
-    seen = alone.describe(envs.Dataset(obs, np.zeros((6, 3), np.float32), ends), 2)
-    assert (alone.discrete, alone.action_dim) == (False, 3)
-    assert seen.terminals.tolist() == ends.tolist()
-    scale = 3 / np.sqrt([(9 + 4 + 4 + 1) / 4, 2 / 4])
-    np.testing.assert_allclose(seen.observations, (obs - [7 / 6, 1 / 6]) * scale, rtol=1e-6)
-    np.testing.assert_allclose(alone.standardise([[1, 2]], (1, 0)),
-                               ([1, 2] - np.array([1 / 6, 7 / 6])) * scale[[1, 0]][None], rtol=1e-6)
-    for x, entries, words in (([[1, 2, 3]], (), "states and goals must have 2 entries, as in the "),
-                              ([1, 2], (1,), "goals must have 1 entries")):
-        with pytest.raises(ValueError, match=words):
-            alone.standardise(x, entries)
-    for actions in (np.full((6, 2), 1.1), np.full((6, 2), -1.1), np.full(6, -1), np.full(6, 1000),
+    ends, mean, integers = np.array([0, 0, 1, 0, 0, 1]), np.array([7, 1]) / 6, np.zeros(6, int)
+    for actions, k, kind, change in (
+            (np.array([0, 4, 0, 1, 1, 0]), 1, (True, 5), [(1 + 4 + 1 + 1) / 4, 1 / 4]),
+            (np.zeros((6, 3), np.float32), 2, (False, 3), [(9 + 4 + 4 + 1) / 4, 2 / 4])):
+        fresh, scale = DataAlone(envs.Dataset(obs, actions, ends), k, (1, 0)), 3 / np.sqrt(change)
+        for env in (fresh, DataAlone.restored(fresh.units, (1, 0))):
+            assert (env.name, env.tasks, env.side, env.extra) == ("none", (), 4, 0)
+            assert (env.discrete, env.action_dim) == kind
+            seen = env.encode(obs)
+            np.testing.assert_allclose(seen, (obs - mean) * scale, rtol=1e-6)
+            assert seen.dtype == np.float32 and env.encode(obs, float).dtype == float
+            assert (env.encode_goal(obs[:, [1, 0]]) == seen[:, [1, 0]]).all()
+            assert (env.pair(seen, seen[:, :1])[:, [0, 1, 2]] == seen[:, [0, 1, 0]]).all()
+    whole = DataAlone(envs.Dataset(obs, actions, ends), 2)
+    assert (whole.encode_goal(obs) == seen).all()
+    for encode, x in ((env.encode, [[1, 2, 3]]), (whole.encode_goal, [1]), (env.encode_goal, [1])):
+        with pytest.raises(ValueError, match="must have 2 entries, as in the data"):
+            encode(x)
+    for actions in (np.full((6, 2), 1.1), np.full((6, 2), -1.1), integers - 1, integers + 1000,
                     np.zeros(6), np.zeros((6, 2, 1)), np.zeros((6, 2), int)):
-        with pytest.raises(ValueError, match=r"actions must be \(N, a\) numbers in \[-1, 1\]"):
-            alone.describe(envs.Dataset(obs, actions, ends), 1)
+        with pytest.raises(ValueError, match=r"it: actions must be \(N, a\) numbers in \[-1, 1\]"):
+            DataAlone(envs.Dataset(obs, actions, ends), 1, (), "it")
+    with pytest.raises(ValueError, match="it: --goal-indices 0,2 go beyond the 2 entries"):
+        DataAlone(envs.Dataset(obs, integers, ends), 1, (0, 2), "it")
     obs[:, 1] = 7                                           # it never changes
-    seen = alone.describe(envs.Dataset(obs, np.zeros(6, int), ends), 1)
-    assert (alone.centre[1], alone.scale[1]) == (7, 1) and (seen.observations[:, 1] == 0).all()
+    env = DataAlone(envs.Dataset(obs, integers, ends), 1)
+    assert (env.units["centre"][1], env.units["scale"][1]) == (7, 1)
 
 
 def test_units_and_origin_of_the_data_do_not_matter():
@@ -1910,59 +1822,26 @@ def test_units_and_origin_of_the_data_do_not_matter():
     assert np.abs(acted[0]).max() > 0.1
 
 
-def test_what_is_no_dataset_or_no_evaluation_is_refused():
-    config = hiql.resolve({**ALONE, "steps": 1, "eval_interval": 1})
-    with pytest.raises(ValueError, match="data must be an envs.Dataset.*, not tuple"):
-        hiql.train((np.zeros((3, 2)), np.zeros((3, 2)), np.ones(3)), config)
-    with pytest.raises(ValueError, match="must return {name: number}, not float"):
-        hiql.train(wanderers(), config, lambda act: 0.5)
-
-
-def test_first_layers_bend_at_the_data_alone():
-    """[D14] with goals that are entries of a state."""
-    data, env = wanderers(), SimpleNamespace(discrete=False, action_dim=2, side=2.0)
-    plain, p = (hiql.init_params(hiql.resolve({
-        "env": "none", "hidden_dims": (40, 5), "goal_indices": (3, 1), "first_layer_init": kind}),
-        env, data, generators(0, "init", "flat")) for kind in ("glorot", "data"))
-    np.testing.assert_allclose(p["phi"]["dense0"]["W"], plain["phi"]["dense0"]["W"]
-                               * 4, rtol=1e-6)
-    w, b = p["low"]["dense0"]["W"], p["low"]["dense0"]["b"]
-    np.testing.assert_allclose(np.abs(w).max(1), 4 * np.sqrt(6 / 54), rtol=0.2)
-    s, g = data.observations.astype(float), data.observations[:, [3, 1]].astype(float)
-    assert (np.abs(s @ w[:4] + b).min(0) < 1e-5).all()
-    layer = p["phi"]["dense0"]
-    both = (s @ layer["W"][:4])[:, None] + g @ layer["W"][4:] + layer["b"]
-    assert (np.abs(both).min((0, 1)) < 1e-4).all()
-
-
 def test_goals_are_the_entries_asked_for():
-    """Goals and subgoals as goals have the entries goal_indices; the state k steps ahead, of which
-    the value is taken, is whole; reached by state means in these entries."""
+    """Goals and subgoals as goals have the entries goal_indices of states as the networks see
+    them; the state k steps ahead, of which the value is taken, is whole."""
     data, goal = wanderers(), (3, 0)
     config = hiql.resolve({"env": "none", "goal_indices": goal, "batch_size": 500})
-    whole = hiql.sample(data, np.random.default_rng(0), dataclasses.replace(config,
-                                                                            goal_indices=()))
-    batch = hiql.sample(data, np.random.default_rng(0), config)
+    env, all_entries = DataAlone(data, 8, goal), dataclasses.replace(config, goal_indices=())
+    whole, batch = (hiql.sample(data, np.random.default_rng(0), x, env)
+                    for x in (all_entries, config))
+    rows = {tuple(x) for x in env.encode(data.observations)}
+    assert {tuple(x) for x in whole["value_goals"]} <= rows
     for name, x in whole.items():
         reduced = name in ("value_goals", "high_actor_goals", "low_actor_goals", "flat_actor_goals")
         assert (batch[name] == (x[:, goal] if reduced else x)).all()
-    data.actions, data.labelled = np.arange(len(data.actions)), data.valid[:40]
-    hidden = hiql.sample(data, np.random.default_rng(0), config)
+    data.labelled = data.valid[:40]
+    hidden = hiql.sample(data, np.random.default_rng(0), config, env)
     assert hidden["flat_actor_goals"].shape == (500, 2)
-    data.observations[:, goal] = 1
-    by_state = dataclasses.replace(config, goal_reached_by="state")
-    assert not hiql.sample(data, np.random.default_rng(0), by_state)["masks"].any()
-    env = SimpleNamespace(discrete=False, action_dim=2, side=1.0)
-    params = hiql.init_params(config, env, wanderers(), generators(0, "init", "flat"))
-    _, _, info = hiql.high_loss(params, batch, config)
-    s, g, w = (batch[x] for x in ("observations", "high_actor_goals", "high_actor_targets"))
-    close(info["target"], hiql.phi(params, s, w[:, goal], config)[0], 1e-6)
-    close(info["adv"], hiql.mean_value(params, w, g, config)
-          - hiql.mean_value(params, s, g, config), 1e-6)
 
 
 @pytest.mark.parametrize("discrete", [False, True])
-def test_training_on_data_alone(discrete):
+def test_training_on_data_alone(discrete, tmp_path, no_pictures):
     """A dozen lines: data, a config, an evaluation of one's own, actions of the trained agent."""
     data, goals, seen = wanderers(discrete=discrete), (0, 1), []
 
@@ -1971,76 +1850,26 @@ def test_training_on_data_alone(discrete):
         return {"success": 0.25, "other": 1.0}
 
     config = hiql.resolve({**ALONE, "goal_indices": goals})
-    result = hiql.train(data, config, evaluate)
+    result = hiql.train(data, config, evaluate, run_to(tmp_path / "run", hiql.PROGRAM, config))
     assert len(seen) == 4                           # hiql and the flat policy, twice
     assert {k: result.summary[k] for k in ("success", "other", "flat_success", "updates")} == {
         "success": 0.25, "other": 1.0, "flat_success": 0.25, "updates": 20}
-    assert (result.act(data.observations[:6], data.observations[-6:, goals], 0) == seen[-2]).all()
+    for act in (result.act, hiql.load(tmp_path / "run"), pickle.loads(pickle.dumps(result.act))):
+        assert (act(data.observations[:6], data.observations[-6:, goals], 0) == seen[-2]).all()
     assert (seen[-1] != seen[-2]).any()
     for a in seen:
-        assert a.shape == ((6,) if discrete else (6, 2)) and config.discrete == discrete
+        assert a.shape == ((6,) if discrete else (6, 2))
         assert set(a) <= {0, 1, 2} if discrete else np.abs(a).max() <= 1
-    quiet = hiql.train(data, hiql.resolve({**ALONE, "train_flat": False}))
-    assert not [name for name in quiet.summary if "success" in name or name == "episodes"]
-    for changes, message in (({"goal_indices": (0, 4)}, "--goal-indices 0,4 go beyond the 4"),
-                             ({"subgoal_steps": 24}, "--subgoal-steps 24 must be below the 24"),
-                             ({} if discrete else {"temperature": 1.0}, "--temperature is for")):
-        if changes:
-            with pytest.raises(ValueError, match=message):
-                hiql.train(data, hiql.resolve({**ALONE, **changes}))
-
-
-def test_config_of_data_alone():
-    """A file without --env is of no environment; what belongs to mazes is refused."""
-    assert hiql.resolve({"dataset": "x.npz"}).env == "none"
-    assert hiql.resolve({"dataset": "x.npz", "env": "grid-maze"}).env == "grid-maze"
-    assert hiql.resolve({}).env == "point-medium"
-    for wrong, words in (({"encoding": "rbf"}, "--encoding rbf is for point mazes"),
-                         ({"goal_indices": (0, 0)}, "different numbers"),
-                         ({"goal_indices": (-1,)}, "different numbers"),
-                         ({"goal_indices": (0,), "rep_type": "none"}, "subgoals by phi"),
-                         ({"goal_indices": (0,), "env": "point-medium"}, "is for --env none")):
-        with pytest.raises(ValueError, match=words):
-            hiql.resolve({"env": "none", **wrong})
-    with pytest.raises(ValueError, match="--env none needs a --dataset"):
-        hiql.prepare(hiql.resolve({"env": "none"}))
-
-
-@pytest.mark.slow
-def test_hiql_finds_far_goals_and_with_a_broken_part_does_not(monkeypatch):
-    """Two hundred random far pairs of point-medium, by small networks after 1,500 updates: 0.80 to
-    0.92 on seeds 0 to 3. At most 0.08 with all AWR weights 1 (behaviour cloning), with a reward
-    for each step, or with value goals drawn anywhere."""
-    flags = {"steps": 1500, "batch_size": 128, "hidden_dims": (64, 64), "lr": 3e-3,
-             "train_flat": False, "eval_interval": 1500}
-    plain = hiql.sample
-
-    def paid_for_steps(data, rng, config):
-        batch = plain(data, rng, config)
-        return {**batch, "rewards": -batch["rewards"]}
-
-    def success(sample=plain, **changes):
-        monkeypatch.setattr(hiql, "sample", sample)
-        config = hiql.resolve({**flags, **changes})
-        with contextlib.redirect_stdout(io.StringIO()):
-            return offline.train(hiql.prepare(config)).summary["success_random"]
-
-    assert success() > 0.6
-    assert success(high_alpha=0.0, low_alpha=0.0) < 0.3
-    assert success(paid_for_steps) < 0.3
-    assert success(value_p_curgoal=0.0, value_p_trajgoal=0.0) < 0.3
+    with pytest.raises(ValueError, match="data alone has no environment"):
+        hiql.evaluate_saved(*hiql.restored(tmp_path / "run"))
+    quiet = hiql.train(data, dataclasses.replace(config, train_flat=False)).summary
+    assert quiet["episodes"] == 0 and not [name for name in quiet if "success" in name]
+    if not discrete:
+        with pytest.raises(ValueError, match="--temperature is for"):
+            hiql.train(data, dataclasses.replace(config, temperature=1.0))
 
 
 # ------------------------------------------------------------------------------- hiql: using it
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Runs draw nothing, and the test's Ctrl-C is Python's own again afterwards."""
-    monkeypatch.setattr(hiql, "draw", lambda *_: None)
-    monkeypatch.setattr(online, "draw", lambda *_: None)
-    yield
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_a_loaded_hiql_agent_acts_as_in_evaluation(tmp_path, no_pictures, registry):
@@ -2048,112 +1877,56 @@ def test_a_loaded_hiql_agent_acts_as_in_evaluation(tmp_path, no_pictures, regist
     envs.register("mine", layout="umaze", limit=60, recipe=dict(episodes=50, rows=51))
     config = hiql.resolve({"env": "mine", "quick": True, "steps": 60, "eval_interval": 60,
                            "subgoal_interval": 7, "eval_episodes": 1})
-    problem = hiql.prepare(config)
-    result = offline.train(problem, Run(str(tmp_path), config))
-    paths, goals, _ = problem.evaluate(problem, result.agent)[1]["hiql"]
+    result = hiql.train(None, config, run=run_to(tmp_path / "run", hiql.PROGRAM, config))
+    found, (paths, goals, _) = hiql.evaluate_maze(hiql.Actor, result.agent["params"], config,
+                                                  envs.make("mine"), 60)
+    assert found.items() <= result.summary.items() and np.abs(paths[-1] - paths[0]).max() > 0.5
     # five lines: load a run and act with it
-    act, env = hiql.load(tmp_path), envs.GoalEnv(envs.make("mine"))
+    act, env = hiql.load(tmp_path / "run"), envs.GoalEnv(envs.make("mine"))
     for task in range(5):
         obs, _ = env.reset(options={"start": paths[0, task, 0], "goal": goals[task, 0]})
         for t in range(len(paths) - 1):
             action = act(obs["observation"][None], obs["desired_goal"][None], t)[0]
-            assert (action == result.act(obs["observation"][None], obs["desired_goal"][None],
-                                         t)[0]).all()
             obs, reward, terminated, truncated, info = env.step(action)
             np.testing.assert_allclose(obs["observation"], paths[t + 1, task, 0], atol=1e-3)
             if terminated or truncated:
                 break
-    assert np.abs(paths[-1] - paths[0]).max() > 0.5
-    with pytest.raises(OSError, match="config.json"):
+    with pytest.raises(OSError, match="nowhere"):
         hiql.load(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("kind", [envs.PointMaze, envs.GridWorld])
-def test_training_on_an_own_layout(kind, registry):
-    """Five lines: a layout, a config, training, an episode by the trained agent."""
-    envs.register("mine", kind, layout=CORRIDOR, recipe=dict(episodes=30, rows=41))
-    config = hiql.resolve({"env": "mine", "quick": True, "steps": 20, "eval_interval": 20})
-    result = offline.train(hiql.prepare(config))
-    obs, _ = (env := envs.GoalEnv(envs.make("mine"))).reset(options={"task": 1})
-    action = result.act(obs["observation"][None], obs["desired_goal"][None], 0)[0]
-
-    assert result.summary["env"] == "mine" and len(result.summary["success_per_task"]) == 5
-    assert env.step(action)[1] in (-1, 0)
 
 
 # ============================================================================== hiro: settings
 
 
 def test_settings_of_hiro(monkeypatch):
-    """The published numbers, but for those that E6 to E14 change; a flag goes before --quick, that
-    before the task, that before another program's changes."""
-    default = dict(
-        env="point-umaze", seed=0, steps=60000, subgoal_interval=10, goal_range=2,
-        hidden_dims=(64, 64), batch_size=100, actor_lr=3e-4, critic_lr=1e-3, lr_decay=True,
-        low_discount=0.95, high_discount=0.99, tau=0.005, policy_freq=2, low_noise=0.1,
-        high_noise=2, noise_correlation=0.75, eval_noise=0, target_noise=0.2, target_clip=0.5,
-        tanh_penalty=0, reward_scale=0.02, critic_loss="huber", warmup=2500, high_updates=5,
-        capacity=200000, correction="off_policy", candidates=10, goal_at_window_end="h",
-        relabel_low_goals=False, pretrain=0, see_position=True, eval_episodes=50,
-        eval_interval=2500)
-    quick = dict(steps=2000, warmup=500, eval_interval=1000, eval_episodes=4)
+    """A flag goes before --quick, that before the task, that before another program's changes."""
     monkeypatch.setitem(envs.TASKS_ONLINE, "mine", lambda: SimpleNamespace(
         settings=dict(steps=7000, low_noise=0.5)))
     for given, changes, expected in (
-            ({}, None, {}), ({"quick": True}, None, quick), ({"quick": False}, None, {}),
-            ({"quick": True, "steps": 900}, None, {**quick, "steps": 900}),
+            ({}, None, {}), ({"quick": True}, None, hiro.QUICK), ({"quick": False}, None, {}),
+            ({"quick": True, "steps": 900}, None, {**hiro.QUICK, "steps": 900}),
             ({}, {"low_noise": 0.3}, {"low_noise": 0.3}),
-            ({"env": "mine"}, {"low_noise": 0.3, "tau": 0.5}, dict(
-                env="mine", steps=7000, low_noise=0.5, tau=0.5)),
-            ({"env": "mine", "quick": True, "low_noise": 0.25}, None, dict(
-                quick, env="mine", low_noise=0.25))):
-        config = dataclasses.asdict(hiro.resolve(given, changes=changes))
-        assert config == {**default, **expected}, given
-    published = {field.name: float(found[1]) for field in dataclasses.fields(hiro.Config)
-                 if (found := re.search(r"published: ([\d.e-]+)", field.metadata["help"]))}
-    assert {name for name, x in published.items() if x != default[name]} == {
-        "steps", "goal_range", "hidden_dims", "actor_lr", "low_discount", "low_noise", "high_noise",
-        "reward_scale", "high_updates"} and len(published) == 22
+            ({"env": "mine"}, {"low_noise": 0.3, "tau": 0.5},
+             dict(env="mine", steps=7000, low_noise=0.5, tau=0.5)),
+            ({"env": "mine", "quick": True, "low_noise": 0.25}, None,
+             dict(hiro.QUICK, env="mine", low_noise=0.25))):
+        config = hiro.resolve(given, changes=changes)
+        assert vars(config) == {**vars(hiro.Config()), **expected}, given
 
 
-@pytest.mark.parametrize("edge, beyond, message", [
-    (dict(warmup=10), dict(warmup=9), "--warmup must be at least --subgoal-interval 10"),
-    (dict(capacity=10), dict(capacity=9), "--capacity must be at least --subgoal-interval 10"),
-    (dict(steps=2501), dict(steps=2500), "--steps 2500 must be above --warmup 2500"),
-    (dict(pretrain=2501), dict(pretrain=2500), "--pretrain 2500 must lie between --warmup 2500"),
-    (dict(pretrain=59999), dict(pretrain=60000), "and --steps 60000, or be 0"),
-    (dict(tau=1.0), dict(tau=1.5), "--tau must be"),
-    (dict(candidates=5), dict(candidates=5, correction="none"),
-     "--candidates has no effect with --correction none"),
-    (dict(noise_correlation=0.5), dict(noise_correlation=0.5, high_noise=0.0),
-     "--noise-correlation has no effect with --high-noise 0"),
-    (dict(target_clip=0.25), dict(target_clip=0.25, target_noise=0.0),
-     "--target-clip has no effect with --target-noise 0"),
-    (dict(relabel_low_goals=True), dict(relabel_low_goals=True, goal_at_window_end="new"),
-     "says nothing of the goals of --relabel-low-goals")])
-def test_settings_that_do_not_go_together_are_refused(edge, beyond, message):
-    hiro.resolve(edge)
-    with pytest.raises(ValueError, match=message):
-        hiro.resolve(beyond)
+def test_settings_that_do_not_go_together_are_refused():
+    hiro.resolve(dict(warmup=10, capacity=10, steps=11))                # the least
+    for given, named in (
+            (dict(warmup=9), "--warmup must be at least --subgoal-interval 10"),
+            (dict(capacity=9), "--capacity must be at least --subgoal-interval 10"),
+            (dict(steps=2500), "--steps 2500 must be above --warmup 2500"),
+            (dict(noise_correlation=0.5, high_noise=0.0), "--noise-correlation .* --high-noise 0"),
+            (dict(target_clip=0.25, target_noise=0.0), "--target-clip .* --target-noise 0")):
+        with pytest.raises(ValueError, match=named):
+            hiro.resolve(given)
 
 
 # ========================================================================= hiro: goals, Eq. (2)
-
-
-def straight(s, g):
-    """A hand-made low-level policy: full speed along each axis until the goal is nearer than a
-    step."""
-    return np.clip(g / 0.2, -1, 1)
-
-
-def walk(goal, act, start=(0.0, 0.0), c=10, move=lambda s, a: s + 0.2 * a):
-    """States (1,c+1,2) and actions (1,c,2) of a window under a goal."""
-    states, actions, g = [np.array([start])], [], np.array([goal])
-    for _ in range(c):
-        actions.append(act(states[-1], g))
-        states.append(move(states[-1], actions[-1]))
-        g = hiro.goal_transition(states[-2], g, states[-1])
-    return np.stack(states, 1), np.stack(actions, 1)
 
 
 class Draws:
@@ -2183,45 +1956,6 @@ def test_goal_transition_keeps_the_place_and_gives_the_reward():
 # ------------------------------------------------------------- hiro: off-policy correction
 
 
-@pytest.mark.parametrize("wall", [False, True])
-def test_correction_keeps_goals_that_the_low_level_policy_still_follows(wall):
-    """Unchanged policy, no noise: the original scores 0, the maximum, and wins all ties.
-
-    In front of a wall, s_{t+c} - s_t explains nothing: the window did not get where it went.
-    """
-    maze = envs.make("point-umaze")
-    move = (lambda s, a: maze.move(s, a)) if wall else (lambda s, a: s + 0.2 * a)
-    goal = np.array([[0.3, 1.9]])
-    states, actions = walk(goal[0], straight, start=(0.0, 1.0), move=move)
-    new, score = hiro.off_policy_correction(straight, states, actions, goal, np.array([10]),
-                                            np.full(2, 2.0), np.random.default_rng(0))
-    assert score.shape == (1, 10) and score[0, 0] == 0 == score.max()
-    assert (new == goal).all()
-    if wall:
-        assert (states[0, -1] - states[0, 0])[1] == pytest.approx(1, abs=1e-5)
-        assert score[0, 1] < -1
-    else:
-        assert score[0, 1] == pytest.approx(0)
-
-
-def test_correction_finds_the_goal_that_explains_a_changed_policy():
-    """A policy that has come to aim 0.5 too far right: the old goal less 0.5 explains its past."""
-    goal, shift = np.array([[1.1, -0.7]]), np.array([0.5, 0.0])
-    states, actions = walk(goal[0], straight)
-
-    def changed(s, g):
-        return straight(s, g + shift)
-
-    moved = states[:, 10] - states[:, 0]
-    draws = np.zeros((1, 8, 2))
-    draws[0, 4] = goal[0] - shift - moved[0]        # goal_range / 2 = 1: the draws themselves
-    new, score = hiro.off_policy_correction(changed, states, actions, goal, np.array([10]),
-                                            np.full(2, 2.0), Draws(draws))
-    assert score[0].argmax() == 6 and score[0, 6] == pytest.approx(0, abs=1e-20)
-    assert score[0, 0] < -0.5 and score[0, 1] < -0.5
-    np.testing.assert_allclose(new, goal - shift, atol=1e-15)
-
-
 def test_correction_by_hand():
     """Candidates, clipping, the score's half and its sum over the window's true length."""
     states = np.array([[[0.0, 0.0], [1.0, 0.0], [3.0, 0.0], [9.0, 9.0]]])
@@ -2243,8 +1977,9 @@ def test_correction_by_hand():
     np.testing.assert_array_equal(s, np.tile(states[:, :3], (3, 1, 1)))
     np.testing.assert_allclose(score, -0.5 * (1 + 0.25))                # step 3 does not count
     assert (new == goal).all()
-    score = correct(lambda s, g: 0.5 * g)[1]
+    new, score = correct(lambda s, g: 0.5 * g)
     np.testing.assert_allclose(score, [[-0.5 * (1.5**2 + 1.5**2), 0, -0.5 * (1 + 1)]])
+    assert new.tolist() == [[2, 0]]                                     # what explains them
 
 
 # ------------------------------------------------------------------------------ hiro: replay
@@ -2256,11 +1991,11 @@ def toy_replay(c=4, capacity=8):
     Lengths 4, 2 (cut by the time limit), 4, 3 (terminated), 4.
     """
     replay, x = hiro.replay_init(capacity, c, 2, 1, 1, 1), 0.0
-    for n, terminated, follows in ((4, 0, 0), (2, 0, 1), (4, 0, 0), (3, 1, 1), (4, 0, 0)):
+    for n, terminated in ((4, False), (2, False), (4, False), (3, True), (4, False)):
         at = x + np.arange(n + 1)
-        hiro.replay_add(replay, {"states": np.stack([at, -at], 1), "actions": at[:n, None] / 100,
-                                 "rewards": at[:n], "goal": [x + 10], "task": [-x]},
-                        terminated, follows)
+        window = {"states": np.stack([at, -at], 1), "actions": at[:n, None] / 100,
+                  "rewards": at[:n], "goal": [x + 10], "desired_goal": [-x]}
+        hiro.replay_add(replay, window, terminated)
         x += n
     return replay
 
@@ -2268,49 +2003,23 @@ def toy_replay(c=4, capacity=8):
 STARTS, ENDS = np.array([0, 4, 6, 10, 13]), np.array([4, 6, 10, 13, 17])   # of those windows
 
 
-def test_a_new_replay_is_empty():
-    replay = hiro.replay_init(3, 4, 2, 1, 1, 1)
-    assert not any(x.any() for x in replay.values()) and replay["states"].shape == (3, 5, 2)
-
-
 def replay_config(**changes):
     return hiro.resolve({"subgoal_interval": 4, "batch_size": 20000, **changes})
 
 
-@pytest.mark.parametrize("at_end", ["h", "new"])
-def test_low_level_batches_are_the_steps_that_were_made(at_end):
-    replay, config = toy_replay(), replay_config(goal_at_window_end=at_end)
+def test_low_level_batches_are_the_steps_that_were_made():
+    replay, config = toy_replay(), replay_config()
     batch = hiro.sample_steps(replay, np.random.default_rng(0), np.array([2.0]), config)
     s, s1 = batch["observations"], batch["next_observations"]
     x, g, x1, g1 = s[:, 0], s[:, 2], s1[:, 0], s1[:, 2]
     w = np.searchsorted(ENDS, x, side="right")
     np.testing.assert_allclose(batch["actions"][:, 0], x / 100, rtol=1e-6)
-    assert (x1 == x + 1).all() and (s[:, 1] == -x).all()
+    assert (x1 == x + 1).all() and (s[:, 1] == -x).all() and (s1[:, 1] == -x1).all()
     assert (g == STARTS[w] + 10 + STARTS[w] - x).all()          # h since the window's start
-    end, h = x1 == ENDS[w], g - 1
-    joined = end & np.isin(w, (0, 2)) & (at_end == "new")
-    assert (g1 == np.where(joined, ENDS[w] + 10, h)).all()
-    assert (batch["rewards"] == -np.abs(h)).all()
-    assert (batch["masks"] == np.where(end & (w == 3), 0, 1)).all()     # terminated there alone
+    assert (g1 == g - 1).all() and (batch["rewards"] == -np.abs(g - 1)).all()       # at its end too
+    assert (batch["masks"] == ~((w == 3) & (x1 == ENDS[w]))).all()
     shares = np.bincount(x.astype(int), minlength=17) / config.batch_size
     np.testing.assert_allclose(shares, 1 / 17, atol=0.006)      # uniform over steps
-
-
-def test_low_level_relabelled_and_without_its_position():
-    """--relabel-low-goals: goals at other states of the batch plus noise, within the range."""
-    replay, rng = toy_replay(), np.random.default_rng(0)
-    config = replay_config(relabel_low_goals=True)
-    batch = hiro.sample_steps(replay, rng, np.array([20.0]), config)    # noise of 2; no clipping
-    s, g = batch["observations"][:, 0], batch["observations"][:, 2]
-    assert abs(np.corrcoef(s, s + g)[0, 1]) < 0.05              # the place has nothing of s
-    assert (s + g).mean() == pytest.approx(s.mean(), abs=0.15)
-    assert (s + g).var() == pytest.approx(s.var() + 4, rel=0.05)
-    np.testing.assert_allclose(batch["rewards"], -np.abs(g - 1), rtol=1e-5)
-    batch = hiro.sample_steps(replay, rng, np.array([2.0]), config)
-    assert np.abs(batch["observations"][:, 2]).max() == 2
-    batch = hiro.sample_steps(replay, rng, np.array([2.0]), replay_config(see_position=False))
-    x = batch["observations"]
-    assert x.shape[1] == 2 and set(x[:, 0]) == set(range(-16, 1))       # -x and the goal
 
 
 def test_high_level_batches_are_whole_windows():
@@ -2325,40 +2034,23 @@ def test_high_level_batches_are_whole_windows():
     np.testing.assert_allclose(batch["actions"][:, 0], (STARTS[w] + 10) / 20)
     sums = np.array([sum(range(a, e)) for a, e in zip(STARTS, ENDS)])
     np.testing.assert_allclose(batch["rewards"], 0.5 * sums[w])
-    assert (batch["masks"] == (w != 3)).all() and set(w) == {0, 1, 2, 3, 4}
-
-
-def test_relabelled_goals_reach_the_high_level_and_are_not_kept():
-    """The batch has the corrected goals, the replay the old ones; and what that changed."""
-    replay, config = toy_replay(), replay_config(batch_size=500)
-    kept, goal_range = replay["goal"].copy(), np.array([20.0])
-
-    def low_policy(s, g):                   # from 6 on the old goals ask for more than was done
-        return np.where(s[:, :1] < 6, 0, g / 50)
-
-    batch, info = hiro.sample_windows(replay, np.random.default_rng(0), low_policy, goal_range,
-                                      config)
-    w = np.searchsorted(STARTS, batch["observations"][:, 0])
-    moved = np.abs(batch["actions"][:, 0] * 20 - (STARTS[w] + 10))
-    assert ((moved > 1e-4) == (w >= 2)).all()               # ties go to the original
-    assert info["relabel_fraction"] == pytest.approx((w >= 2).mean())
-    assert info["relabel_distance"] == pytest.approx(moved.mean(), rel=1e-5)
-    assert info["relabel_gain"] > 0 and (replay["goal"] == kept).all()
-    assert np.abs(batch["actions"]).max() <= 1
+    assert (batch["masks"] == (w != 3)).all()
+    np.testing.assert_allclose(np.bincount(w) / config.batch_size, 0.2, atol=0.02)
 
 
 def test_what_the_correction_chooses_is_what_is_learned(monkeypatch):
     """The correction gets the windows drawn and today's low-level policy; its choice, in units of
     the range, is the action of the batch, and nothing else of the batch changes."""
-    replay, config = toy_replay(), replay_config(batch_size=300, candidates=7)
+    replay, config = toy_replay(), replay_config(batch_size=300)
+    kept = tree_map(np.copy, replay)
     rng, goal_range, scores = np.random.default_rng(0), np.array([20.0]), np.array([-2.0, -4, -0.5])
 
     def low_policy(s, g):
         raise AssertionError("is for the correction to ask")
 
-    def correct(policy, states, actions, goal, length, half_width, generator, n):
+    def correct(policy, states, actions, goal, length, half_width, generator):
         w = np.searchsorted(STARTS, states[:, 0, 0])
-        assert policy is low_policy and generator is rng and n == 7 and half_width is goal_range
+        assert policy is low_policy and generator is rng and half_width is goal_range
         for given, name in ((states, "states"), (actions, "actions"), (goal, "goal"),
                             (length, "length")):
             assert (given == replay[name][w]).all()
@@ -2371,17 +2063,22 @@ def test_what_the_correction_chooses_is_what_is_learned(monkeypatch):
     assert (batch["next_observations"][:, 0] == ENDS[w]).all()
     assert info == {"relabel_fraction": pytest.approx((w == 2).mean()), "relabel_gain": 1.5,
                     "relabel_distance": pytest.approx(0.5 * (w == 2).mean())}
+    assert all((replay[name] == x).all() for name, x in kept.items())   # goals stay as given
 
 
 def test_replay_forgets_the_oldest_windows():
-    """Nothing is left of a longer window, nor that another one followed it."""
+    """A new one is empty; of a longer window that was there before, nothing is left."""
+    replay = hiro.replay_init(3, 4, 2, 1, 1, 1)
+    assert not any(x.any() for x in replay.values()) and replay["states"].shape == (3, 5, 2)
     replay = toy_replay(capacity=3)
     assert replay["rewards"].tolist() == [[10, 11, 12, 0], [13, 14, 15, 16], [6, 7, 8, 9]]
-    assert replay["states"][0, :, 0].tolist() == [10, 11, 12, 13, 0]
-    assert replay["joined"].tolist() == [False, False, True] and replay["count"] == 5
+    assert replay["states"][0, :, 0].tolist() == [10, 11, 12, 13, 0] and replay["count"] == 5
     batch = hiro.sample_steps(replay, np.random.default_rng(0), np.array([2.0]), replay_config())
     x = batch["observations"][:, 0]
     assert x.min() == 6 and x.max() == 16
+    batch, _ = hiro.sample_windows(replay, np.random.default_rng(0), None, np.array([2.0]),
+                                   replay_config(correction="none"))
+    assert set(batch["observations"][:, 0]) == {6, 10, 13}
 
 
 # ---------------------------------------------------------------------------------- hiro: TD3
@@ -2417,34 +2114,32 @@ def one_step(r=0.0, m=1.0):
             "actions": np.zeros((1, 1)), "rewards": np.array([r]), "masks": np.array([m])}
 
 
-def test_losses_of_the_critics_errors_by_hand():
-    """Huber: half the square within 1, linear beyond; the slope is cut at 1."""
-    e = np.array([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0])
-    for loss, values, slopes in ((hiro.huber, [2.5, 0.5, 0.125, 0, 0.125, 0.5, 2.5], e.clip(-1, 1)),
-                                 (hiro.half_square, e * e / 2, e)):
-        loss_of_e, back = loss(e)
-        np.testing.assert_allclose(loss_of_e, values)
-        np.testing.assert_allclose(back(2.0), 2 * slopes)
+def test_networks_of_td3_at_the_start():
+    """Twin critics that differ, a policy near 0 [E22], targets that are copies."""
+    level = hiro.td3_init(np.random.default_rng(0), 5, 3, hiro.resolve({"hidden_dims": (20, 30)}))
+    online, target = flatten(level["online"]), flatten(level["target"])
+    assert all((x == target[name]).all() and x is not target[name] for name, x in online.items())
+    assert online["actor/dense0/W"].shape == (5, 20)
+    assert online["critic/dense0/W"].shape == (2, 8, 20) and "critic/dense3/W" not in online
+    assert (online["critic/dense0/W"][0] != online["critic/dense0/W"][1]).all()
+    for name, limit in (("actor", 0.1 * np.sqrt(6 / 33)), ("critic", np.sqrt(6 / 31))):
+        assert np.abs(online[f"{name}/dense2/W"]).max() == pytest.approx(limit, rel=0.1)
 
 
 def test_critic_loss_by_hand():
     """y = r + gamma m min_j Q'_j, whichever is the smaller; Huber beyond 1; the mask."""
     level = constant_level([1.0, 5.0], [2.0, 3.0])
-
-    def loss(kind, m=1.0):
-        batch = one_step(0.5, m)
-        other = constant_level([1.0, 5.0], [3.0, 2.0])
-        y, same = (hiro.td3_target(x["target"], batch, np.zeros((1, 1)), 0.5)
-                   for x in (level, other))
-        assert y == same
-        assert y == [1.5 if m else 0.5]                     # 0.5 + 0.5 m min(2, 3)
-        return hiro.critic_loss(level["online"], batch, y, kind)
-
-    assert loss("squared")[0] == pytest.approx(0.5 * (0.25 + 12.25))    # errors -0.5 and 3.5
-    assert loss("huber")[0] == pytest.approx(0.125 + 3)
-    for kind, slopes in (("squared", [-0.5, 3.5]), ("huber", [-0.5, 1])):
-        np.testing.assert_allclose(loss(kind)[1]["critic"]["dense1"]["b"][:, 0], slopes)
-    assert loss("squared", m=0)[0] == pytest.approx(0.5 * (0.25 + 20.25))
+    other = constant_level([1.0, 5.0], [3.0, 2.0])
+    for m, y, loss, slopes in ((1.0, 1.5, 0.125 + 3, [-0.5, 1]), (0.0, 0.5, 0.125 + 4, [0.5, 1])):
+        batch = one_step(0.5, m)                            # y = 0.5 + 0.5 m min(2, 3)
+        for x in (level, other):
+            assert hiro.td3_target(x["target"], batch, np.zeros((1, 1)), 0.5) == [y]
+        found, grads = hiro.critic_loss(level["online"], batch, np.array([y]))
+        assert found == pytest.approx(loss)                 # errors -0.5 and 3.5, or 0.5 and 4.5
+        np.testing.assert_allclose(grads["critic"]["dense1"]["b"][:, 0], slopes)
+    twice = {name: np.repeat(x, 2, 0) for name, x in one_step().items()}
+    assert hiro.critic_loss(level["online"], twice, np.array([0.5, 1.5]))[0] == pytest.approx(
+        0.125 + (4 + 3) / 2)                                # a mean over the batch, of each critic
 
 
 def test_target_actions_stay_in_the_action_range():
@@ -2456,8 +2151,7 @@ def test_target_actions_stay_in_the_action_range():
     for noise, a in ((0.4, 1.0), (-0.4, np.tanh(3) - 0.4), (-2.5, -1.0)):
         y = hiro.td3_target(level["target"], one_step(), np.array([[noise]]), 1.0)
         np.testing.assert_allclose(y, [a])
-        loss, grads, info = hiro.critic_loss(level["online"], one_step(), y, "huber")
-        np.testing.assert_allclose(info["error"], -a)
+        loss, _ = hiro.critic_loss(level["online"], one_step(), y)
         assert loss == pytest.approx(2 * 0.5 * a**2)        # both critics, Q = 0 against y = a
 
 
@@ -2465,15 +2159,14 @@ def test_targets_of_the_critics_are_constants():
     """No network of the target is learned; only the policy learns from the policy's loss."""
     networks, target, batch, noise = toy_td3()
 
-    def loss(target, kind):
+    def loss(target):
         y = hiro.td3_target(target, batch, noise, 0.9)
-        return hiro.critic_loss(networks, batch, y, kind)
+        return hiro.critic_loss(networks, batch, y)
 
-    for kind in ("huber", "squared"):
-        assert set(loss(target, kind)[1]) == {"critic"}
-        errors = nets.derivative_error(lambda tree: loss(tree, kind)[0], target,
-                                       tree_map(np.zeros_like, target))
-        assert set(errors.values()) == {0}
+    assert set(loss(target)[1]) == {"critic"}
+    errors = nets.derivative_error(lambda tree: loss(tree)[0], target,
+                                   tree_map(np.zeros_like, target))
+    assert set(errors.values()) == {0}
     assert set(hiro.actor_loss(networks, batch["observations"])[1]) == {"actor"}
 
 
@@ -2497,12 +2190,10 @@ def test_target_noise_is_clipped_and_drawn_for_each_action(monkeypatch):
         assert noise.std() == pytest.approx(std, rel=0.02) and gamma == 0.9
 
 
-@pytest.mark.parametrize("kind", ["huber", "squared"])
-def test_an_update_of_td3_by_hand(kind):
+def test_an_update_of_td3_by_hand():
     """Adam's first step is the learning rate in size. Critics 1 and 2 are Q = 6 + a and 9, the
     targets 2 and 3; the policy sees the state, not the next one, and climbs critic 1."""
-    config = hiro.resolve({"critic_lr": 0.1, "actor_lr": 0.02, "policy_freq": 1, "tau": 0.25,
-                           "critic_loss": kind})
+    config = hiro.resolve({"critic_lr": 0.1, "actor_lr": 0.02, "policy_freq": 1, "tau": 0.25})
     level = constant_level([1.0, 9.0], [2.0, 3.0])
     critic, actor = level["online"]["critic"], level["online"]["actor"]
     critic["dense0"]["W"][0, 2, 0], critic["dense0"]["b"][0, 0] = 1, 5
@@ -2511,8 +2202,7 @@ def test_an_update_of_td3_by_hand(kind):
     batch = {**one_step(0.5), "observations": np.array([[1.0, 0]]),
              "next_observations": np.array([[0, 1.0]])}
     loss = hiro.td3_update(level, batch, np.random.default_rng(0), 0.5, 0.5, config)
-    errors = np.array([4.5, 7.5])                           # against y = 0.5 + 0.5 min(2, 3)
-    assert loss == pytest.approx(((errors**2) / 2 if kind == "squared" else errors - 0.5).sum())
+    assert loss == pytest.approx(4 + 7)                     # errors 4.5 and 7.5 against y = 1.5
     np.testing.assert_allclose(critic["dense1"]["b"][:, 0], [0.95, 8.95])
     np.testing.assert_allclose(actor["dense1"]["b"], 0.01, rtol=1e-5)
     np.testing.assert_allclose(actor["dense0"]["W"], [[0.01] * 3, [0] * 3], rtol=1e-4)
@@ -2526,26 +2216,24 @@ def test_loss_of_the_policy_by_hand():
     networks = constant_level([1.0, 50.0], [0, 0])["online"]
     networks["critic"]["dense0"]["W"][0, 2, 0] = networks["critic"]["dense1"]["W"][0, 0, 0] = 2
     networks["actor"]["dense1"]["b"][:] = np.arctanh(0.5)
-    loss, grads, _ = hiro.actor_loss(networks, np.zeros((3, 2)))
+    loss, grads = hiro.actor_loss(networks, np.zeros((3, 2)))
     assert loss == pytest.approx(-(1 + 4 * 0.5))
     assert grads["actor"]["dense1"]["b"] == pytest.approx(-4 * 0.75)    # tanh' is 1 - 0.5^2
     y = networks["actor"]["dense1"]["b"][0]                             # penalised: + 0.3 y^2
-    loss, grads, _ = hiro.actor_loss(networks, np.zeros((3, 2)), 0.3)
+    loss, grads = hiro.actor_loss(networks, np.zeros((3, 2)), 0.3)
     assert loss == pytest.approx(-(1 + 4 * 0.5) + 0.3 * y**2)
     assert grads["actor"]["dense1"]["b"] == pytest.approx(-4 * 0.75 + 0.6 * y)
 
 
-def test_the_penalty_of_a_saturated_tanh_reaches_the_policy(monkeypatch):
-    """[E20]: the config's, at every update of a policy; Push and Fall have 0.05."""
+def test_an_update_takes_the_penalty_of_the_config_and_the_loss_it_is_given(monkeypatch):
+    """[E20] at every update of a policy; critic_loss is what a variant replaces."""
     seen, plain = [], hiro.actor_loss
     monkeypatch.setattr(hiro, "actor_loss", lambda *x: seen.append(x[2:]) or plain(*x))
     config = hiro.resolve({"hidden_dims": (3,), "tanh_penalty": 0.25, "policy_freq": 1})
     level = hiro.td3_init(np.random.default_rng(0), 2, 1, config)
-    hiro.td3_update(level, one_step(), np.random.default_rng(0), 0.9, 1.0, config)
-    assert seen == [(0.25,)]
-    configs = [hiro.resolve({"env": name}) for name in ("point-push", "point-fall", "point-umaze")]
-    assert [c.tanh_penalty for c in configs] == [0.05, 0.05, 0]
-    assert [c.steps for c in configs] == [80_000, 80_000, 60_000]
+    loss = hiro.td3_update(level, one_step(), np.random.default_rng(0), 0.9, 1.0, config,
+                           lambda *x: (7.0, hiro.critic_loss(*x)[1]))
+    assert seen == [(0.25,)] and loss == 7
 
 
 def test_policy_and_targets_are_delayed():
@@ -2573,7 +2261,7 @@ def low_level_on_a_line(seed=0, goal_transition=hiro.goal_transition, updates=25
 
     Steps of 0.2 a, goals up to 2 away: Q*(g, a*) = -sum_i gamma^i max(|g| - 0.2 (i + 1), 0).
     """
-    config = hiro.resolve({"target_noise": 0.0, "actor_lr": 1e-3, "seed": seed})
+    config = hiro.resolve({"target_noise": 0.0, "actor_lr": 1e-3, "hidden_dims": (32, 32)})
     rng, gamma = np.random.default_rng(seed), config.low_discount
     level = hiro.td3_init(rng, 2, 1, config)
     for u in range(updates):
@@ -2601,30 +2289,31 @@ def test_low_level_learns_the_optimum_on_a_line(monkeypatch):
     assert q_error > 0.05, q_error
     plain = hiro.actor_loss
     monkeypatch.setattr(hiro, "actor_loss", lambda *x: (
-        0, {"actor": tree_map(np.negative, plain(*x)[1]["actor"])}, {}))
+        0, {"actor": tree_map(np.negative, plain(*x)[1]["actor"])}))
     q_error, mu_error = low_level_on_a_line()                           # sign flipped
     assert q_error > 0.05 and mu_error > 0.05, (q_error, mu_error)
 
 
-# ----------------------------------------------------------------------------- hiro: the loop
+# ------------------------------------------------------------------------- hiro: exploration
 
 
 class Plane:
     """A point on a plane by the calls of `envs.GoalEnv`: pushes of a / 2, the time seen behind
-    the position, the end beyond 6 (true) or after 25 steps (time limit)."""
+    the position, the end beyond 6 (true) or after `limit` steps (time limit)."""
 
-    action_size = 2
+    action_size, goal_scale, eval_noise = 2, np.array([1.0, 0.5]), 0.25
 
-    def __init__(self):
-        self.lengths = []
+    def __init__(self, limit=25):
+        self.limit, self.unwrapped, self.seeds, self.lengths = limit, self, [], []
 
     def observe(self):
         return {"observation": np.array([*self.s, self.time]), "achieved_goal": self.s.copy(),
                 "desired_goal": self.goal.copy()}
 
-    def reset(self, seed=None, options=None):
+    def reset(self, seed=None):
         self.s, self.time = np.zeros(2), 0
         self.goal = np.random.default_rng(seed).uniform(-3, 3, 2)
+        self.seeds.append(seed)
         self.lengths.append(0)
         return self.observe(), {}
 
@@ -2633,120 +2322,25 @@ class Plane:
         self.s, self.time = self.s + action / 2, self.time + 1
         self.lengths[-1] += 1
         distance = np.linalg.norm(self.s - self.goal)
-        return (self.observe(), -distance, bool(np.abs(self.s).max() > 6), self.time >= 25,
+        return (self.observe(), -distance, bool(np.abs(self.s).max() > 6), self.time >= self.limit,
                 {"success": distance < 0.5})
 
 
-def learn_on_a_plane(**changes):
-    """`hiro.learn` to its end -> environment, agent, [(step, row, over)]."""
-    config = hiro.resolve({"subgoal_interval": 5, "steps": 600, "warmup": 200, "goal_range": 0,
-                           "batch_size": 32, "high_updates": 1, "hidden_dims": (16, 16),
-                           **changes})
-    problem = hiro.prepare(config, env=Plane())
-    agent = hiro.init_agent(problem, problem.rngs)
-    problem.env.lengths.clear()
-    rows = [(int(agent["step"]), row, over)
-            for row, over in hiro.learn(problem.env, agent, config, problem.rngs)]
-    return problem.env, agent, rows
+def plane_config(**changes):
+    return hiro.resolve({"subgoal_interval": 5, "steps": 600, "warmup": 200, "goal_range": 3.0,
+                         "batch_size": 32, "high_updates": 1, "hidden_dims": (16, 16),
+                         "eval_interval": 1000, **changes})
 
 
-def test_windows_are_those_of_the_episodes():
-    """Cut by truncation (bootstrap) or termination (none), joined within an episode."""
-    env, agent, rows = learn_on_a_plane(low_noise=0.0)
-    replay, n = agent["replay"], int(agent["replay"]["count"])
-    length, states = replay["length"][:n], replay["states"][:n]
-    assert n == len(rows) and [step for step, *_ in rows] == np.cumsum(length).tolist()
-    assert 600 <= agent["step"] == length.sum() < 625 and length.max() == 5
-    ends = states[np.arange(n), length]
-    out = np.abs(ends[:, :2]).max(1) > 6
-    over = np.array([over for *_, over in rows])
-    assert (replay["mask"][:n] == ~out).all() and 0 < out.sum() < n
-    assert (over == out | (ends[:, 2] == 25)).all() and over[-1]
-    assert env.lengths == ends[over, 2].tolist() and set(env.lengths) - {25}
-    assert sorted(length[length < 5]) == sorted(k % 5 for k in ends[out, 2].astype(int) if k % 5)
-    assert (states[0, :6, 2] == np.arange(6)).all()
-    first = np.concatenate([[True], over[:-1]])
-    assert ((states[:, 0, 2] == 0) == first).all()
-    assert (states[1:, 0][~first[1:]] == ends[:-1][~first[1:]]).all()
-    assert (replay["joined"][:n] == ~over).all()
-    a = replay["actions"][:n]
-    np.testing.assert_allclose(states[:, 1, :2] - states[:, 0, :2], a[:, 0] / 2, atol=1e-5)
-    warm = np.cumsum(length) - length < 200             # in the warm-up one action is held
-    steady = np.array([(x[:k] == x[0]).all() for x, k in zip(a, length)])
-    assert steady[warm].all() and not steady[~warm & (length > 1)].any()
-    assert np.abs(a[warm, 0]).mean() == pytest.approx(0.5, abs=0.1)
+def count_as_success(agent, env, config, actor):
+    return {"success": float(agent["step"])}, {}
 
 
-class Calls(list):
-    """Records calls of functions of hiro.py, in the order in which they end."""
-
-    def __init__(self, monkeypatch, *names):
-        super().__init__()
-        self.plain = {name: getattr(hiro, name) for name in names}
-        for name in names:
-            monkeypatch.setattr(hiro, name, self.recorded(name))
-
-    def recorded(self, name):
-        def call(*arguments):
-            result = self.plain[name](*arguments)
-            words = zip(inspect.signature(self.plain[name]).parameters, arguments, strict=True)
-            self.append((name, SimpleNamespace(**dict(words), result=result)))
-            return result
-
-        return call
-
-    def take(self, name):
-        """Arguments by their names, and result, of the next call, which must be of that name."""
-        called, call = self.pop(0)
-        assert called == name
-        return call
-
-
-def test_the_loop_hands_on_what_it_should(monkeypatch):
-    """Window by window, call by call: on which state, with whose batch, discount, learning rate
-    and generator; and which results are used."""
-    calls = Calls(monkeypatch, "explore_goal", "explore_window", "replay_add", "end_warmup",
-                  "sample_steps", "sample_windows", "td3_update")
-    config = hiro.resolve({"subgoal_interval": 5, "steps": 300, "warmup": 120, "batch_size": 8,
-                           "candidates": 3, "high_updates": 2, "hidden_dims": (8,),
-                           "low_discount": 0.5, "high_discount": 0.7})
-    problem = hiro.prepare(config, env=Plane())
-    agent, rngs, step, over = hiro.init_agent(problem, problem.rngs), problem.rngs, 0, True
-    for row, now_over in hiro.learn(problem.env, agent, config, rngs):
-        goal, made, kept = (calls.take(name) for name in (
-            "explore_goal", "explore_window", "replay_add"))
-        window, ended, terminated = made.result
-        if over:                                            # an episode begins
-            s, task, noise = np.zeros(3), problem.env.goal.astype(np.float32), goal.noise
-            assert 0 < np.abs(noise).max() < 5
-        assert (goal.s == s).all() and (goal.task == task).all() and goal.noise is noise
-        assert made.env is problem.env and made.s is goal.s and made.task is goal.task
-        assert made.g is goal.result and made.warm == (step < 120)
-        assert kept.window is window and kept.terminated is terminated and kept.follows != over
-        over, s, step = ended, window["states"][-1], step + len(window["actions"])
-        assert over is now_over and agent["step"] == step
-        explored, learned = [goal, made], [kept]
-        if made.warm and step >= 120:
-            explored.append(calls.take("end_warmup"))
-        expected = {}
-        for level, sample, gamma, updates in (("low", "sample_steps", 0.5, len(window["actions"])),
-                                              ("high", "sample_windows", 0.7, 2)):
-            for _ in range(updates if step >= 120 else 0):
-                drawn, update = calls.take(sample), calls.take("td3_update")
-                batch, info = drawn.result if level == "high" else (drawn.result, {})
-                assert update.level is agent[level] and update.batch is batch
-                assert update.gamma == gamma and drawn.goal_range is agent["goal_range"]
-                assert update.rate == pytest.approx(np.clip(3 * (1 - step / 300), 0, 1))
-                assert update.rng is drawn.rng is rngs["batch"]
-                assert update.config is drawn.config is config
-                expected.update({f"{level}_loss": update.result, **info})
-                learned.append(drawn)
-                if level == "high":
-                    assert drawn.low_policy is made.acting.low
-        assert row == expected and not calls
-        assert all(x.rng is rngs["explore"] and x.config is config for x in explored)
-        assert all(x.agent is agent for x in explored if x is not made)
-        assert all(x.replay is agent["replay"] for x in learned)
+def learn_on_a_plane(env, config, **parts):
+    """A run without a folder -> its agent, [(step, row)] of all windows."""
+    run, rows = Run(hiro.PROGRAM, config), []
+    run.step = lambda step, row: rows.append((step, row))
+    return hiro.train(env, config, run, evaluate=count_as_success, **parts).agent, rows
 
 
 def test_a_window_by_hand():
@@ -2759,15 +2353,19 @@ def test_a_window_by_hand():
         seen.append(np.concatenate([s[0], g[0]]))
         return np.array([[0.25, -0.5]])
 
+    actor = SimpleNamespace(low=low, transition=hiro.goal_transition)
+
     def window(warm, x=0.0, time=0):
         seen.clear()
         env.reset(seed=0)
         env.s, env.time = np.array([x, 0.0]), time
-        s, task = online.read(env.observe())
-        made = hiro.explore_window(env, s, task, goal, SimpleNamespace(
-            low=low, transition=hiro.goal_transition), warm, Draws([1, -2], [0.75, 0.5]), config)
+        s, desired = hiro.read(env.observe())
+        assert s.dtype == desired.dtype == np.float32
+        made = hiro.explore_window(env, s, desired, goal, actor, warm, Draws([1, -2], [0.75, 0.5]),
+                                   config)
         made[0]["distance"] = [-np.hypot(*(x[:2] - env.goal)) for x in made[0]["states"][1:]]
-        assert made[0]["goal"] is goal and made[0]["task"] is task and made[0]["states"][0] is s
+        assert made[0]["goal"] is goal and made[0]["states"][0] is s
+        assert made[0]["desired_goal"] is desired
         return made
 
     made, over, terminated = window(False)
@@ -2787,256 +2385,396 @@ def test_a_window_by_hand():
         assert tuple(ended) == ends                         # beyond 6 and at the time limit
 
 
-def test_an_episode_begins_with_a_seed_and_noise_of_its_own():
-    class Env:
-        def reset(self, seed):
-            assert seed == 7
-            return {"observation": np.arange(3.0), "desired_goal": np.ones(2)}, {}
-
-    rngs = {"episodes": SimpleNamespace(integers=lambda n: {2**31: 7}[n]),
-            "explore": Draws([0.5, -1])}
-    s, task, noise = online.begin_episode(Env(), rngs, {"goal_range": np.ones(2)})
-    assert s.tolist() == [0, 1, 2] and task.tolist() == [1, 1] and noise.tolist() == [0.5, -1]
-    assert s.dtype == task.dtype == np.float32
-
-
-def test_the_range_of_goals_is_measured_in_the_warm_up():
-    """The 95th percentile of moves in c steps; goals of the warm-up are drawn within it."""
-    _, agent, _ = learn_on_a_plane()
-    replay, n = agent["replay"], int(agent["replay"]["count"])
-    states, length, goal_range = replay["states"], replay["length"][:n], agent["goal_range"]
-    begun = np.cumsum(length) - length
-    whole = np.flatnonzero((begun < 200) & (length == 5))
-    moved = np.abs(states[whole, 5, :2] - states[whole, 0, :2])
-    np.testing.assert_allclose(goal_range, np.quantile(moved, 0.95, axis=0), rtol=1e-5)
-    assert (np.abs(replay["goal"][:n]) <= goal_range + 1e-6).all()
-    drawn = replay["goal"][:n][begun < 200] / goal_range
-    assert np.abs(drawn).max() > 0.8 and np.abs(drawn.mean()) < 0.3 and np.isfinite(drawn).all()
-    _, agent, _ = learn_on_a_plane(steps=210, goal_range=1.5)
-    assert agent["goal_range"].tolist() == [1.5, 1.5]       # given: nothing is measured
-    with pytest.raises(ValueError, match="no 30 steps in a row in the warm-up"):
-        learn_on_a_plane(subgoal_interval=30)
-    with pytest.raises(ValueError, match="over --subgoal-interval 501 steps.* has 500"):
-        hiro.prepare(hiro.resolve({"subgoal_interval": 501, "goal_range": 0}))
-
-
-def test_learning_rates_fall_to_zero_and_stay_there(monkeypatch):
-    """The last episode runs past --steps: its rates are 0, not below; replay may be short."""
-    rates, plain = [], hiro.td3_update
-
-    def td3_update(*arguments):
-        rates.append(arguments[4])
-        return plain(*arguments)
-
-    monkeypatch.setattr(hiro, "td3_update", td3_update)
-    _, agent, rows = learn_on_a_plane(steps=560, capacity=100)
-    assert agent["step"] > 565 and len(agent["replay"]["mask"]) == 20
-    assert rates[0] == 1 and min(rates) == 0 == rates[-1] and (np.diff(rates) <= 0).all()
-    losses = {step for step, row, _ in rows if "low_loss" in row}
-    assert losses == {step for step, row, _ in rows if "high_loss" in row} == {
-        step for step, *_ in rows if step >= 200}           # no update in the warm-up
-
-
-def test_updates_of_a_window_by_hand():
-    """One of the low level for each step and high_updates of the high level, after the warm-up;
-    with pretrain one after the other."""
-    config = hiro.resolve({"steps": 9000, "warmup": 1000})
-    window = {"actions": [0, 0, 0]}
-    assert hiro.schedule(999, window, config) == (0, 0, 1)
-    assert hiro.schedule(1000, window, config) == (3, 5, 1)
-    assert hiro.schedule(7500, window, config) == (3, 5, pytest.approx(0.5))
-    assert hiro.schedule(9001, window, config) == (3, 5, 0)
-    assert hiro.schedule(8000, window, dataclasses.replace(config, lr_decay=False))[2] == 1
-    config = dataclasses.replace(config, pretrain=2000)
-    assert [hiro.schedule(step, window, config)[:2] for step in (999, 1000, 2000, 2001)] == [
-        (0, 0), (3, 0), (3, 0), (0, 5)]
-
-
-def test_pretraining_is_of_the_low_level_alone_then_of_the_high_level_alone():
-    config = hiro.resolve({"subgoal_interval": 5, "steps": 400, "warmup": 100, "pretrain": 200,
-                           "batch_size": 8, "candidates": 3, "hidden_dims": (8,),
-                           "lr_decay": False})
-    problem = hiro.prepare(config, env=Plane())
-    agent, learned = hiro.init_agent(problem, problem.rngs), set()
-
-    def levels():
-        return {name: tree_map(np.copy, agent[name]["online"]) for name in ("low", "high")}
-
-    before = levels()
-    for row, _ in hiro.learn(problem.env, agent, config, problem.rngs):
-        now, step = levels(), int(agent["step"])
-        for name in ("low", "high"):
-            same = [(x == y).all() for x, y in zip(flatten(before[name]).values(),
-                                                   flatten(now[name]).values())]
-            learns = step >= 100 and (name == "low") == (step <= 200)
-            assert all(same) != learns and (f"{name}_loss" in row) == learns, (step, name)
-            learned |= {name} if learns else set()
-        goals = np.abs(agent["replay"]["goal"][:int(agent["replay"]["count"])])
-        assert goals.max() <= 2
-        before = now
-    assert learned == {"low", "high"}
-
-
-def test_exploration_of_goals():
-    """Uniform until the high level learns; then its goal and correlated noise, clipped [E10]."""
-    config = hiro.resolve({"warmup": 100, "high_noise": 0.1, "noise_correlation": 0.6})
-    problem, rng = hiro.prepare(config), np.random.default_rng(0)
-    agent = hiro.init_agent(problem, problem.rngs)
-    s, task, noise = np.zeros(2, np.float32), np.ones(2, np.float32), np.zeros(2)
-
-    def goals(n):
-        return np.array([hiro.explore_goal(agent, s, task, noise, rng, config)
-                         for _ in range(n)])
-
-    g = goals(2000)
-    assert g.dtype == np.float32 and np.abs(g).max() <= 2 and not noise.any()
-    assert g.std() == pytest.approx(2 / np.sqrt(3), rel=0.03)
-    agent["step"][...] = 100
-    mean = hiro.policies(agent, config).high(s[None], task[None])[0]
-    g = goals(8000) - mean
-    assert g.std() == pytest.approx(0.1 * 2, rel=0.05) and np.abs(g.mean(0)).max() < 0.02
-    assert np.corrcoef(g[1:, 0], g[:-1, 0])[0, 1] == pytest.approx(0.6, abs=0.04)
-    assert abs(np.corrcoef(g[:, 0], g[:, 1])[0, 1]) < 0.08
-    config = dataclasses.replace(config, high_noise=2.0)
-    assert np.abs(goals(2000)).max() == 2 and (np.abs(goals(2000)) == 2).mean() > 0.3
-
-
 def test_a_goal_of_exploration_by_hand():
-    """Each axis has its own range; the noise is kept for the next goal, before clipping."""
-    config = hiro.resolve({"warmup": 100, "pretrain": 200, "steps": 300, "high_noise": 0.5,
-                           "noise_correlation": 0.6})
-    agent = {"goal_range": np.array([2.0, 4.0]), "step": np.array(199), "high": hiro.td3_init(
-        np.random.default_rng(0), 4, 2, config)}
-    actor = agent["high"]["online"]["actor"]["dense2"]
-    actor["W"][:], actor["b"][:] = 0, np.arctanh(0.5)                   # its goal is (1, 2)
-    noise, rng, at = np.array([0.5, 1]), Draws([1, -1], [-0.5, 0.25]), np.zeros(2)
-    assert hiro.explore_goal(agent, at, at, noise, rng, config).tolist() == [-1, 1]
-    assert noise.tolist() == [0.5, 1]                                   # not used yet
-    agent["step"] += 1
-    g = hiro.explore_goal(agent, at, at, noise, rng, config)
-    np.testing.assert_allclose(noise, [0.6 * 0.5 + 0.8, 0.6 - 0.8])
-    np.testing.assert_allclose(g, [2, 2 - 0.5 * 4 * 0.2], rtol=1e-6)    # 1 + 0.5 * 2 * 1.1 clipped
+    """In the warm-up uniform; then the policy's goal with noise of the goals' size on each axis,
+    which is kept for the next goal, before clipping [E10]."""
+    config = hiro.resolve({"high_noise": 0.5, "noise_correlation": 0.6})
+    actor = SimpleNamespace(goal_range=np.array([2.0, 4.0]), high=lambda s, D: np.array([[1., 2]]))
+    rng, same, at = np.random.default_rng(1), np.random.default_rng(1), np.zeros(2)
+    noise = np.array([0.5, 1])
+    g = hiro.explore_goal(actor, at, at, noise, True, rng, config)
+    close(g, np.float32(same.uniform(-1, 1, 2) * [2, 4]))
+    assert noise.tolist() == [0.5, 1] and g.dtype == np.float32         # not used yet
+    g = hiro.explore_goal(actor, at, at, noise, False, rng, config)
+    kept = 0.6 * np.array([0.5, 1]) + 0.8 * same.normal(size=2)         # 0.36 + 0.64 = 1
+    close(noise, kept)
+    close(g, np.float32([1, 2] + 0.5 * np.array([2, 4]) * kept))
+    noise[:] = 100, -100
+    assert hiro.explore_goal(actor, at, at, noise, False, rng, config).tolist() == [2, -4]
+
+
+# -------------------------------------------------------------------------------- hiro: its run
+
+
+class Calls(list):
+    """Calls of functions, in the order in which they end: (name, arguments by name and result)."""
+
+    def recorded(self, plain):
+        def call(*arguments, **more):
+            result = plain(*arguments, **more)
+            words = inspect.signature(plain).bind(*arguments, **more).arguments
+            self.append((plain.__name__, SimpleNamespace(**words, result=result)))
+            return result
+
+        return call
+
+    def take(self, name):
+        """The next call, which must be of that name."""
+        called, call = self.pop(0)
+        assert called == name
+        return call
+
+
+def test_the_loop_hands_on_what_it_should(monkeypatch):
+    """Window by window, call by call: on which state, with whose batch, discount, learning rate
+    and generator; which results are used; what the run is told."""
+    class Mine(hiro.Actor):
+        pass
+
+    calls, env = Calls(), Plane()
+    config = plane_config(steps=300, warmup=120, batch_size=8, high_updates=2, low_discount=0.5,
+                          high_discount=0.7, eval_interval=40, capacity=100)
+    run = Run(hiro.PROGRAM, config)
+    for owner, names in ((hiro, "explore_goal explore_window replay_add sample_windows"),
+                         (run, "begin step evaluated save"), (env, "reset")):
+        for name in names.split():
+            monkeypatch.setattr(owner, name, calls.recorded(getattr(owner, name)))
+    result = hiro.train(env, config, run, actor=Mine, evaluate=calls.recorded(count_as_success),
+                        sample_steps=calls.recorded(hiro.sample_steps),
+                        td3_update=calls.recorded(hiro.td3_update), title="mine")
+    assert calls.take("reset").seed == 0                    # tells the sizes
+    begun, agent = calls.take("begin"), result.agent
+    assert begun.agent is agent and (begun.total, begun.warmup) == (300, 120)
+    assert list(begun.rngs) == ["init", "episodes", "explore", "batch"]
+    assert agent["goal_range"].tolist() == [3, 1.5] and result.actor.noise == 0.25
+    explore, batch_rng, step, due = begun.rngs["explore"], begun.rngs["batch"], 0, 40
+    noises, tested = [], []
+    while step < 300:
+        obs, _ = calls.take("reset").result
+        s, desired, over = *hiro.read(obs), False
+        while not over:
+            goal, made = calls.take("explore_goal"), calls.take("explore_window")
+            kept, acting = calls.take("replay_add"), goal.actor
+            window, over, terminated = made.result
+            assert (goal.s == s).all() and (goal.desired == desired).all() and made.s is goal.s
+            assert made.env is env and made.desired is goal.desired and made.g is goal.result
+            assert made.warm == goal.warm == (step < 120) and made.rng is goal.rng is explore
+            assert made.actor is acting and type(acting) is Mine and acting.noise == 0
+            assert kept.window is window and kept.terminated is terminated
+            if s[2] == 0:                                   # a noise for each episode
+                assert 0 < np.abs(goal.noise).max() < 5 and not any(goal.noise is x for x in noises)
+                noises.append(goal.noise)
+            assert goal.noise is noises[-1]
+            s, step = window["states"][-1], step + len(window["actions"])
+            drawn, expected = [], {}
+            for name, sample, gamma, updates in (
+                    ("low", "sample_steps", 0.5, len(window["actions"])),
+                    ("high", "sample_windows", 0.7, 2)):
+                for _ in range(updates if step >= 120 else 0):
+                    drawn.append(calls.take(sample))
+                    update, batch = calls.take("td3_update"), drawn[-1].result
+                    if name == "high":
+                        batch, info = batch
+                        expected.update(info)
+                        assert drawn[-1].low_policy == acting.low
+                    assert update.level is agent[name] and update.batch is batch
+                    assert update.gamma == gamma and drawn[-1].goal_range is agent["goal_range"]
+                    assert update.rate == pytest.approx(np.clip(3 * (1 - step / 300), 0, 1))
+                    assert update.rng is drawn[-1].rng is batch_rng
+                    expected[f"{name}_loss"] = update.result
+            told = calls.take("step")
+            assert (told.count, told.row) == (step, expected)
+            assert all(x.replay is agent["replay"] for x in (kept, *drawn))
+            assert all(x.config is config for x in (goal, made, *drawn))
+        if due <= step < 300:
+            due = (step // 40 + 1) * 40
+            if step >= 120:
+                assert calls.take("count_as_success").actor is Mine
+                assert calls.take("evaluated").summary == {"success": step}
+                tested.append(step)
+            assert calls.take("save").rngs is begun.rngs
+    final = calls.take("count_as_success")
+    assert final.agent is agent and final.env is env and final.config is config
+    assert vars(calls.take("evaluated")) == {"count": step, "summary": final.result[0],
+                                             "result": None}
+    assert calls.take("save").agent is agent and not calls and agent["step"] == step >= 300
+    assert agent["replay"]["count"] > 20 == len(agent["replay"]["mask"])    # it was full
+    reported = {"env": "Plane", "agent": "mine", "seed": 0, "env_steps": step, "success": step,
+                "first_success": tested[0], "success_lowest_late": tested[0], "episodes": 50}
+    assert result.summary == {**result.summary, **reported}
+
+
+def test_windows_are_those_of_the_episodes():
+    """Cut by truncation (bootstrap) or termination (none)."""
+    env, config = Plane(), plane_config(low_noise=0.0)
+    agent, rows = learn_on_a_plane(env, config)
+    replay, n = agent["replay"], int(agent["replay"]["count"])
+    length, states = replay["length"][:n], replay["states"][:n]
+    assert n == len(rows) and [step for step, _ in rows] == np.cumsum(length).tolist()
+    assert 600 <= agent["step"] == length.sum() < 625 and length.max() == 5
+    ends = states[np.arange(n), length]
+    out = np.abs(ends[:, :2]).max(1) > 6
+    over = out | (ends[:, 2] == 25)
+    assert (replay["mask"][:n] == ~out).all() and 0 < out.sum() < n and over[-1]
+    assert env.lengths[1:] == ends[over, 2].tolist() and set(env.lengths[1:]) - {25}
+    assert sorted(length[length < 5]) == sorted(k % 5 for k in ends[out, 2].astype(int) if k % 5)
+    assert (states[0, :6, 2] == np.arange(6)).all()
+    first = np.concatenate([[True], over[:-1]])
+    assert ((states[:, 0, 2] == 0) == first).all()
+    assert (states[1:, 0][~first[1:]] == ends[:-1][~first[1:]]).all()
+    a = replay["actions"][:n]
+    np.testing.assert_allclose(states[:, 1, :2] - states[:, 0, :2], a[:, 0] / 2, atol=1e-5)
+    warm = np.cumsum(length) - length < 200             # in the warm-up one action is held
+    steady = np.array([(x[:k] == x[0]).all() for x, k in zip(a, length)])
+    assert steady[warm].all() and not steady[~warm & (length > 1)].any()
+    assert np.abs(a[warm, 0]).mean() == pytest.approx(0.5, abs=0.1)
+    drawn = replay["goal"][:n][warm] / agent["goal_range"]          # uniform on each axis
+    assert np.abs(drawn).max(0).min() > 0.8 and np.abs(drawn).max() <= 1 + 1e-6
+    assert np.abs(drawn.mean(0)).max() < 0.3
+
+
+def test_an_episode_begins_with_a_seed_and_noise_of_its_own(monkeypatch):
+    """Seeds below 2^31; noise N(0, 1) on each axis of the goal."""
+    noises, env = [], Plane()
+
+    def window(env, s, desired, g, *_):
+        return {"states": [s, s], "actions": [[0, 0]], "rewards": [0], "goal": g,
+                "desired_goal": desired}, True, False
+
+    monkeypatch.setattr(hiro, "explore_window", window)
+    monkeypatch.setattr(hiro, "explore_goal", lambda actor, s, desired, noise, *_: noises.append(
+        noise) or noise)
+    config = dataclasses.replace(plane_config(steps=1000), warmup=2000)
+    agent, rows = learn_on_a_plane(env, config)
+    rngs = generators(config.seed, "init", "episodes", "explore", "batch")
+    assert env.seeds == [0, *(int(rngs["episodes"].integers(2**31)) for _ in range(1000))]
+    assert (noises == rngs["explore"].normal(size=(1000, 2))).all() and len(rows) == 1000
+
+
+def test_goals_within_the_range_that_is_asked_for():
+    """In place of the config's: a number, or one for each axis; a range must be positive."""
+    config = plane_config(steps=30, warmup=20)
+    for given, expected in ((1.5, [1.5, 1.5]), (np.array([1.0, 4.0]), [1, 4])):
+        agent, _ = learn_on_a_plane(Plane(), config, goal_range=given)
+        assert agent["goal_range"].tolist() == expected
+        goals = np.abs(agent["replay"]["goal"]).max(0)
+        assert (goals <= expected).all() and (goals > 0.5 * agent["goal_range"]).all()
+    for wrong in (0.0, -1.0, np.array([1.0, 0.0]), np.nan):
+        with pytest.raises(ValueError, match="goal range must be positive"):
+            learn_on_a_plane(Plane(), config, goal_range=wrong)
+    with pytest.raises(ValueError, match="integer actions"):
+        hiro.train(envs.GoalEnv(envs.make("grid-fourrooms")), config)
+
+
+def test_learning_rates_fall_to_zero_and_stay_there():
+    """The last episode runs past --steps: its rates are 0, not below."""
+    config = hiro.resolve({"steps": 9000})
+    assert [hiro.schedule(step, config) for step in (1000, 6000, 7500, 9000, 9001)] == [
+        1, 1, pytest.approx(0.5), 0, 0]
+    assert hiro.schedule(8000, dataclasses.replace(config, lr_decay=False)) == 1
+
+
+class Slippery(envs.PointMaze):
+    """Moves are random too, by the task's generator."""
+
+    def move(self, s, a, rng=None):
+        return super().move(s, a + 0.1 * rng.normal(size=a.shape))
+
+
+def slippery():
+    """A task with randomness everywhere: moves, starts and goals, noise on evaluated actions."""
+    task = envs.GoalEnv(Slippery("slippery", CORRIDOR), limit=30)
+    task.eval_noise = 0.1
+    return task
+
+
+SMALL = dict(subgoal_interval=7, steps=600, warmup=300, batch_size=16, high_updates=1,
+             hidden_dims=(8,), eval_interval=150, eval_episodes=2)
+
+
+def small_run(folder, at=np.inf, **changes):
+    """The summary of a run of `slippery` in a folder, new or gone on with; None if stopped."""
+    config = hiro.resolve({"subgoal_interval": 7, "steps": 600, "warmup": 300, "batch_size": 16,
+                           "high_updates": 1, "hidden_dims": (8,), "eval_interval": 150,
+                           "eval_episodes": 2, **changes})
+    with contextlib.suppress(KeyboardInterrupt):
+        run = run_to(folder, hiro.PROGRAM, config, at)
+        return {**hiro.train(slippery(), config, run).summary, "train_seconds": 0}
+
+
+def test_resume_equals_never_having_stopped(tmp_path, no_pictures):
+    """Stopped in the warm-up and in the middle of training, each time at an episode's end: the same
+    arrays, generators, logs and summary."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    expected = small_run(whole)
+    for at in (100, 475):
+        assert small_run(parts, at) is None
+        assert at <= read_run(hiro.PROGRAM, parts).agent["step"] < at + 30
+    assert small_run(parts) == expected and expected["env"] == "slippery"
+    (agent, states, logs), found = kept(whole, hiro.PROGRAM), kept(parts, hiro.PROGRAM)
+    same(found[0], agent)
+    assert found[1:] == (states, logs) and len(logs["eval"]) == 3 and logs["train"]
+
+
+def test_evaluation_does_not_disturb_training(tmp_path, no_pictures):
+    """Often or never: the same arrays and generators at the end, also where moves are random."""
+    found = []
+    for name, interval in (("often", 40), ("never", 10_000)):
+        small_run(tmp_path / name, eval_interval=interval)
+        found.append(kept(tmp_path / name, hiro.PROGRAM))
+    same(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+
+
+def test_summary_of_a_hiro_run_by_hand():
+    """Means of the last 20 rows; curves: what the correction did up to each evaluation."""
+    logs = {"train": [{"step": 100, "low_loss": 1.0}] + [
+        {"step": step, "relabel_fraction": x, "relabel_distance": 2 * x, "relabel_gain": -x}
+        for step, x in ((1000, 0.25), (1500, 0.75), (2000, 1.0), (2001, 0.5), *(
+            (step, 0.0) for step in range(2500, 4001, 80)))],
+        "eval": [{"step": 500, "success": 0.5, "subgoal_error": 3},
+                 {"step": 2000, "success": 0.95, "subgoal_error": 2},
+                 {"step": 4000, "success": 0.0, "subgoal_error": 1}]}
+    seen = hiro.summarise(logs, 4000)
+    assert (seen["relabel_fraction"], seen["relabel_distance"], seen["relabel_gain"]) == (
+        0.025, 0.05, -0.025)
+    assert seen["relabel_fraction_curve"] == [None, 0.667, 0.025]   # nothing before the first
+    assert seen["relabel_gain_curve"] == [None, -0.667, -0.025]
+    assert seen["subgoal_error_curve"] == [3, 2, 1] and seen["success_curve"] == [0.5, 0.95, 0]
+    assert seen["first_success"] == 2000 and seen["success_lowest_late"] == 0
+    late = {"train": [], "eval": [{"step": step, "success": x} for step, x in (
+        (19_999, 0.1), (20_000, 0.9), (25_000, 0.6), (30_000, 0.94))]}
+    seen = hiro.summarise(late, 30_000)
+    assert seen["success_lowest_late"] == 0.6 and seen["first_success"] is None
+    assert "relabel_fraction" not in seen
 
 
 # ------------------------------------------------------------- hiro: acting and evaluation
 
 
 def test_policies_see_what_they_are_told():
-    """Low level: [s; g], or without its position; high level: [s; D], its goals in units of the
-    range."""
-    for see_position, n in ((True, 5), (False, 3)):
-        config = hiro.resolve({"see_position": see_position})
-        agent = {"goal_range": np.array([2.0, 3.0], np.float32)}
-        rng = np.random.default_rng(0)
-        agent["low"] = hiro.td3_init(rng, n, 2, config)
-        agent["high"] = hiro.td3_init(rng, 5, 2, config)
-        acting = hiro.policies(agent, config)
-        for level in ("low", "high"):                       # they follow what is learned
-            agent[level]["online"] = tree_map(lambda w: 3 * w, agent[level]["online"])
-        s, g = (rng.normal(size=(4, k)).astype(np.float32) for k in (3, 2))
-        x = np.concatenate([s if see_position else s[:, 2:], g], 1)
-        close(acting.low(s, g), hiro.policy(agent["low"]["online"]["actor"], x)[0])
-        x = np.concatenate([s, g], 1)
-        close(acting.high(s, g), [2, 3] * hiro.policy(agent["high"]["online"]["actor"], x)[0], 1e-6)
-        assert acting.transition is hiro.goal_transition and acting.hierarchical
+    """Low level: [s; g]; high level: [s; D], its goals in units of the range. They follow what is
+    learned; noise is drawn for every action, without a generator from the config's seed."""
+    config, rng = hiro.resolve({"seed": 5}), np.random.default_rng(0)
+    agent = {"goal_range": np.array([2.0, 3.0], np.float32),
+             "low": hiro.td3_init(rng, 5, 2, config), "high": hiro.td3_init(rng, 5, 2, config)}
+    actor = hiro.Actor(agent, config)
+    for level in ("low", "high"):
+        for x in flatten(agent[level]["online"]).values():
+            x *= 3
+    s, g = (rng.normal(size=(4, k)).astype(np.float32) for k in (3, 2))
+    x = np.concatenate([s, g], 1)
+    close(actor.low(s, g), hiro.policy(agent["low"]["online"]["actor"], x)[0])
+    close(actor.high(s, g), [2, 3] * hiro.policy(agent["high"]["online"]["actor"], x)[0], 1e-6)
+    close(actor.transition(s, g, s + 1), g - 1, 1e-6)
+    noisy = hiro.Actor(agent, config, 0.25)().act(s, g) - actor().act(s, g)
+    close(noisy, 0.25 * np.random.default_rng(5).normal(size=(4, 2)), 1e-6)
 
 
-def strong_agent(config, problem):
+def strong_agent(config):
     """An agent at its start, its networks scaled up so that it moves."""
-    agent = hiro.init_agent(problem, generators(1, "init"))
+    agent = hiro.init_agent(config, (2, 2, 2, 2), generators(1, "init")["init"])
     for level in ("low", "high"):
         agent[level]["online"] = tree_map(lambda w: 3 * w, agent[level]["online"])
     return agent
 
 
-@pytest.mark.parametrize("name", ["point-umaze", "point-umaze-undo"])
-def test_episodes_side_by_side_are_episodes_one_by_one(name):
-    """The batched evaluation takes the path of the agent's act() through Gymnasium's calls."""
-    config = hiro.resolve({"seed": 1, "env": name, "eval_noise": 0.0})
-    problem = hiro.prepare(config)
-    agent, task = strong_agent(config, problem), problem.env
-    starts, goals = task.draw(np.random.default_rng(0), 3)
-    distance, paths, asked = online.rollout(task, hiro.policies(agent, config), starts, goals,
-                                            None, config)
+def test_episodes_side_by_side_are_episodes_one_by_one():
+    """The batched evaluation, act() through Gymnasium's calls, a pickled agent, and exploration
+    without noise take the same path, walls included; a goal lasts c steps. No goal explains the
+    windows of an unchanged policy better than the one given."""
+    config = hiro.resolve({"low_noise": 0.0, "high_noise": 0.0, "noise_correlation": 0.75})
+    task, rng = envs.make_task("point-umaze"), np.random.default_rng(0)
+    actor = hiro.Actor(strong_agent(config), config)
+    starts, goals = task.draw(rng, 3)
+    distance, paths, asked = hiro.rollout(task, actor(), starts, goals)
     assert distance.shape == (500, 3) and paths.shape == (501, 3, 2) and asked.shape == (50, 3, 2)
-    actor = online.actors(problem, agent)
+    assert np.abs(paths[-1] - paths[0]).max() > 0.5
     for i in range(3):
-        obs, _ = task.reset(options={"start": starts[i], "goal": goals[i]})
-        act = actor()
+        start = {"start": starts[i], "goal": goals[i]}
+        obs, _ = task.reset(options=start)
+        act = pickle.loads(pickle.dumps(actor))()
         for t in range(100):
             obs, reward, *_ = task.step(act(obs))
             np.testing.assert_allclose(obs["achieved_goal"], paths[t + 1, i], atol=1e-3)
             assert reward == pytest.approx(-distance[t, i], abs=1e-3)
-    assert np.abs(paths[-1] - paths[0]).max() > 0.5
+        s, desired = hiro.read(task.reset(options=start)[0])
+        for w in range(10):
+            g = hiro.explore_goal(actor, s, desired, np.zeros(2), False, rng, config)
+            np.testing.assert_allclose(s + g, asked[w, i], atol=1e-3)
+            window, *_ = hiro.explore_window(task, s, desired, g, actor, False, rng, config)
+            s = window["states"][-1]
+            np.testing.assert_allclose(s, paths[10 * w + 10, i], atol=1e-3)
+            states, actions = (np.array([window[x]]) for x in ("states", "actions"))
+            _, score = hiro.off_policy_correction(actor.low, states, actions, g[None],
+                                                  np.array([10]), actor.goal_range, rng)
+            assert score.shape == (1, 10) and abs(score[0, 0]) < 1e-9 > score.max()
 
 
-def test_noise_in_evaluation():
-    """--eval-noise is the std of what is added to the low level's actions, before clipping."""
-    rng, zero = np.random.default_rng(0), np.zeros((20000, 2))
-    noisy = online.evaluation_action(zero, rng, hiro.resolve({"eval_noise": 0.25}))
-    assert noisy.std() == pytest.approx(0.25, rel=0.02) and abs(noisy.mean()) < 0.01
-    noisy = online.evaluation_action(zero + 0.9, rng, hiro.resolve({"eval_noise": 0.5}))
-    assert noisy.max() == 1 and 0.3 < (noisy == 1).mean() < 0.5
-    assert online.evaluation_action(zero, None, hiro.resolve({})) is zero
+def by_hand(high, low, hierarchical=True):
+    """A class for `actor` of `hiro.evaluate`; `made`: noise and generator of each of its agents."""
+    class ByHand(hiro.Actor):
+        made = []
+
+        def __init__(self, agent, config, noise=0.0, rng=None):
+            self.c, self.noise, self.rng = config.subgoal_interval, noise, rng
+            self.made.append((noise, rng))
+
+    ByHand.high, ByHand.low = staticmethod(high), staticmethod(low)
+    ByHand.hierarchical = hierarchical
+    return ByHand
+
+
+AT = {"step": np.array(7)}                  # all that `evaluate` reads of an agent itself
 
 
 def test_evaluation_of_hiro_by_hand():
-    """A low level that goes to its goal, a high level that sends it on: success of each test."""
-    config = hiro.resolve({"eval_episodes": 4, "seed": 3})
-    task = envs.make_task(config.env)
+    """A low level that goes to its goal, a high level that sends it around the wall."""
+    config, task = hiro.resolve({"eval_episodes": 4, "seed": 3}), envs.make_task("point-umaze")
 
-    def high(s, D):                                     # right, up, left: around the wall
+    def high(s, D):                                     # right, up, left
         x, y = s.T
         place = np.where(y < 7.9, np.where(x < 7.9, [8 + 0 * x, y], [x, 8 + 0 * y]), [0 * x, y])
         return np.clip(place.T - s, -2, 2)
 
-    acting = SimpleNamespace(high=high, low=straight, transition=hiro.goal_transition,
-                             hierarchical=True)
-    problem = SimpleNamespace(config=config, env=task, policies=lambda agent, config: acting)
-    summary, episodes = online.evaluate(problem, {"step": np.array(7)})
+    actor = by_hand(high, lambda s, g: np.clip(g / 0.2, -1, 1))
+    summary, episodes = hiro.evaluate(AT, task, config, actor)
     assert (summary["success"], summary["success_8_0"], summary["success_8_8"]) == (1, 1, 1)
     assert summary["success_last_step"] == 1 and summary["final_distance"] < 0.5
-    assert list(episodes) == ["0_8", "8_0", "8_8", "random"]
-    errors = [summary[f"subgoal_error_{name}"] for name in episodes]
-    assert summary["subgoal_error"] == pytest.approx(np.mean(errors)) and max(errors) < 0.1
-    acting.high = lambda s, D: np.zeros((len(s), 2), np.float32)    # stays at (0, 0)
-    summary, again = online.evaluate(problem, {"step": np.array(7)})
-    assert summary["success"] == summary["success_8_8"] == 0 == summary["success_last_step"]
-    assert summary["final_distance"] == pytest.approx(8, abs=0.1)
-    for name in episodes:
-        assert (again[name][2] == episodes[name][2]).all()          # the same goals and starts
-        assert (again[name][0][0] == episodes[name][0][0]).all()
+    assert list(episodes) == ["0_8", "8_0", "8_8", "random"] and summary["subgoal_error"] < 0.1
 
 
-def line_problem(**changes):
+def line_task():
     """Points on a line, seen as (x, 0), that move by a; five steps; two tests of two episodes.
-
-    The high-level policy asks for the place at (1, D_y) from here, the low level moves along x by
-    the goal's sign. `drawn`: what evaluation draws for its starts and goals.
-    """
-    config, drawn = hiro.resolve({"subgoal_interval": 2, "eval_episodes": 2, "seed": 3,
-                                  **changes}), []
+    drawn: what evaluation draws for its starts and goals."""
+    drawn = []
 
     def tests(rng, n):
         drawn.append(rng.random())
         return {name: (np.zeros((n, 2)), np.array(goals, float)) for name, goals in (
             ("near", [(1, 0), (-1, 0)]), ("far", [(6, 4), (3, 4)]))}
 
-    task = SimpleNamespace(limit=5, tests=tests, begin=lambda s: s, position=lambda s: s,
-                           observe=lambda s: s, move=lambda s, a: s + a,
-                           distance=lambda s, g: np.abs(s - g)[:, 0],
+    return SimpleNamespace(limit=5, tests=tests, begin=lambda s: s, position=lambda s: s,
+                           observe=lambda s: s, move=lambda s, a: s + a, eval_noise=0.0,
+                           distance=lambda s, g: np.abs(s - g)[:, 0], drawn=drawn,
                            reached=lambda d: d < 0.5, reached_last=lambda d: d < 3.5)
-    acting = SimpleNamespace(high=lambda s, D: np.stack([np.ones(len(s)), D[:, 1]], 1),
-                             low=lambda s, g: np.sign(g) * [1, 0],
-                             transition=hiro.goal_transition, hierarchical=True)
-    return SimpleNamespace(config=config, env=task, drawn=drawn, acting=acting,
-                           policies=lambda agent, config: acting)
+
+
+def ahead(s, D):
+    """A high-level policy that asks for the place at (1, D_y) from here."""
+    return np.stack([np.ones(len(s)), D[:, 1]], 1)
+
+
+def along(s, g):
+    """A low-level policy that moves along x by the goal's sign."""
+    return np.sign(g) * [1, 0]
 
 
 def test_evaluation_of_two_levels_by_hand():
     """Each window of two steps makes one step to the right: x = 0, 1, 1, 2, 2, 3."""
-    problem = line_problem()
-    summary, episodes = online.evaluate(problem, {"step": np.array(7)})
+    config = hiro.resolve({"subgoal_interval": 2, "eval_episodes": 2, "seed": 3})
+    task, actor = line_task(), by_hand(ahead, along)
+    summary, episodes = hiro.evaluate(AT, task, config, actor)
     assert summary == {
         "success": 0.5, "success_far": 0.5,             # at 1 after one step, at 3 after five
         "success_last_step": 0.5, "final_distance": 3,              # 2 and 4 at the end
@@ -3047,115 +2785,53 @@ def test_evaluation_of_two_levels_by_hand():
         assert (paths[..., 0] == np.array([[0, 1, 1, 2, 2, 3]]).T).all() and not paths[..., 1].any()
         assert asked[:, 0].tolist() == [[1, y], [2, y], [3, y]] and seen.tolist() == success
         assert (goals[:, 1] == y).all()
-    online.evaluate(problem, {"step": np.array(7)})
-    online.evaluate(problem, {"step": np.array(8)})
-    problem.config.seed = 4
-    online.evaluate(problem, {"step": np.array(7)})
-    assert problem.drawn[0] == problem.drawn[1] and len(set(problem.drawn)) == 3
-    problem.acting.hierarchical = False
-    assert not [name for name in online.evaluate(problem, {"step": np.array(7)})[0]
-                if "subgoal" in name]
-    problem.env.tests = lambda rng, n: {"only": (np.zeros((2, 2)), np.ones((2, 2)))}
-    problem.acting.hierarchical = True
+    hiro.evaluate(AT, task, config, actor)                  # starts and goals: by seed and step
+    hiro.evaluate({"step": np.array(8)}, task, config, actor)
+    hiro.evaluate(AT, task, dataclasses.replace(config, seed=4), actor)
+    assert task.drawn[0] == task.drawn[1] and len(set(task.drawn)) == 3
+    flat = hiro.evaluate(AT, task, config, by_hand(ahead, along, hierarchical=False))[0]
+    assert not [name for name in flat if "subgoal" in name]
+    task.tests = lambda rng, n: {"only": (np.zeros((2, 2)), np.ones((2, 2)))}
     first = ["success", "success_last_step", "final_distance"]
-    assert list(online.evaluate(problem, {"step": np.array(7)})[0]) == [*first, "subgoal_error"]
-    problem.config.subgoal_interval = 6                     # no whole window in five steps
-    assert list(online.evaluate(problem, {"step": np.array(7)})[0]) == first
+    assert list(hiro.evaluate(AT, task, config, actor)[0]) == [*first, "subgoal_error"]
+    config.subgoal_interval = 6                             # no whole window in five steps
+    assert list(hiro.evaluate(AT, task, config, actor)[0]) == first
+
+
+def test_noise_reaches_each_action_of_an_evaluated_episode():
+    """a + noise N(0, 1), clipped: 1 + 0.25 at the window's first step, 0 + 0.25 at its end.
+    `evaluate` takes the task's noise, by the evaluation's generator."""
+    config = hiro.resolve({"subgoal_interval": 2, "eval_episodes": 2})
+    task, start = line_task(), np.zeros((1, 2))
+    actor = by_hand(ahead, lambda s, g: np.where(g > 0, 1, 0) * [1, 0])
+    for noise, path in ((0.25, [0, 1, 1.25, 2.25, 2.5, 3.5]), (0, [0, 1, 1, 2, 2, 3])):
+        episode = actor(None, config, noise, Draws([1.0, 0]))()
+        assert hiro.rollout(task, episode, start, start)[1][:, 0, 0].tolist() == path
+    for task.eval_noise in (0.25, 0.0):
+        hiro.evaluate(AT, task, config, actor)
+        noise, rng = actor.made[-1]
+        assert noise == task.eval_noise and rng is task.rng
 
 
 def test_evaluation_has_a_generator_of_its_own():
     """Where moves are random too: what the task drew before does not matter."""
-    class Slippery(envs.PointMaze):
-        def move(self, s, a, rng=None):
-            return super().move(s, a + rng.normal(size=a.shape))
-
-    task = envs.GoalEnv(Slippery("slippery", CORRIDOR, limit=4))
-    problem = hiro.prepare(hiro.resolve({"eval_episodes": 2}), env=task)
-    agent, seen = hiro.init_agent(problem, problem.rngs), []
+    config, task, seen = hiro.resolve({"eval_episodes": 2}), slippery(), []
+    agent = strong_agent(config)
     for seed in (0, 1):
         task.reset(seed=seed)
-        seen.append(problem.evaluate(problem, agent)[0])
+        seen.append(hiro.evaluate(agent, task, config)[0])
     assert seen[0] == seen[1]
-
-
-def test_noise_reaches_each_action_of_an_evaluated_episode():
-    """a + eval_noise N(0, 1), clipped: 1 + 0.25 at the window's first step, 0 + 0.25 at its end;
-    of the acting agent too."""
-    problem = line_problem(eval_noise=0.25)
-    start, rng = np.zeros((1, 2)), Draws([1.0, 0])
-    problem.acting.low = lambda s, g: np.where(g > 0, 1, 0) * [1, 0]
-    for noise, path in ((0.25, [0, 1, 1.25, 2.25, 2.5, 3.5]), (0, [0, 1, 1, 2, 2, 3])):
-        problem.config.eval_noise = noise
-        paths = online.rollout(problem.env, problem.acting, start, start, rng, problem.config)[1]
-        assert paths[:, 0, 0].tolist() == path
-        act, s = online.actors(problem, None, rng)(), np.zeros(2)
-        for x in path[1:]:
-            s = s + act({"observation": s, "desired_goal": np.zeros(2)})
-            assert s.tolist() == [x, 0]
-    noisy = online.evaluation_action(np.array([-0.9, 0.9]), Draws([-1, 1]), problem.config)
-    assert noisy.tolist() == [-0.9, 0.9]                                # no noise
-    problem.config.eval_noise = 0.25
-    noisy = online.evaluation_action(np.array([-0.9, 0.9]), Draws([-1, 1]), problem.config)
-    assert noisy.tolist() == [-1, 1]
-
-
-def test_a_run_reports_its_last_evaluation(capsys):
-    """Success that falls at the end is reported as it fell. Evaluated at the first episode's end
-    after each eval_interval steps, not in the warm-up; early episodes: one window after it."""
-    config = hiro.resolve({"steps": 90, "warmup": 30, "eval_interval": 15})
-    scores, seen = [0.5, 1.0, 0.96, 0.9, 0.25], []
-
-    def learn(env, agent, config, rngs):
-        while agent["step"] < config.steps:
-            agent["step"] += 5
-            yield {"low_loss": 1.0}, agent["step"] % 10 == 0
-
-    def evaluate(problem, agent):
-        seen.append(int(agent["step"]))
-        path = seen[-1] * np.array([1, 0, 0])[None, :, None] * np.ones((2, 3, 2))
-        return {"success": scores[len(seen) - 1]}, {"test": (path, path, path[0], None)}
-
-    problem = hiro.prepare(config, learn=learn, evaluate=evaluate)
-    result = online.train(problem)
-    assert seen == [30, 50, 60, 80, 90] and result.agent["step"] == 90
-    for early in result.agent["early"]["test"].values():
-        assert early.shape == (2, 2) and (early == 50).all()            # of the first of three
-    assert result.summary["success"] == 0.25 and result.summary["first_success"] == 50
-    assert result.summary["success_curve"] == scores
-    assert result.summary["env_steps"] == 90 and result.summary["agent"] == "hiro"
-    assert capsys.readouterr().out.startswith(
-        "point-umaze, seed 0: hiro, with off-policy correction; 90 environment steps, about ")
-    for wrong in (0.0, -1.0, np.array([1.0, 0.0]), np.nan):
-        with pytest.raises(ValueError, match="goal_range must be positive"):
-            online.train(problem, goal_range=wrong)
-
-
-def test_the_estimate_is_of_an_agent_that_is_discarded(monkeypatch):
-    """The median of windows 3 to 6, times their number; generators and the run stay as they are."""
-    config = hiro.resolve({"goal_range": 0, "hidden_dims": (8,), "batch_size": 8, "candidates": 2})
-    problem, fresh = hiro.prepare(config), hiro.prepare(config)
-    clock = iter([0, 50, 51, 53.0, 54, 59])
-    monkeypatch.setattr(online, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    assert online.estimate(problem) == ", about 150 minutes"            # 6000 windows of 1.5 s
-    for name, rng in problem.rngs.items():
-        assert rng.bit_generator.state == fresh.rngs[name].bit_generator.state
-    assert problem.config == config and vars(problem).keys() == vars(fresh).keys()
-    begun = [online.begin_episode(x.env, x.rngs, {"goal_range": np.ones(2)})
-             for x in (problem, fresh)]
-    assert all((a == b).all() for a, b in zip(*begun))
-    assert online.estimate(hiro.prepare(config, env=Plane())) == ""
 
 
 # ------------------------------------------------------------------------------ hiro: using it
 
 
-def test_a_loaded_hiro_agent_acts_as_in_evaluation(tmp_path, no_pictures):
+def test_a_loaded_hiro_agent_acts_as_in_evaluation(tmp_path, no_pictures, monkeypatch):
     """The path of the evaluation's first episode of each test, by `load` and Gymnasium's calls."""
     config = hiro.resolve({"steps": 600, "warmup": 500, "eval_interval": 600, "batch_size": 32,
                            "eval_episodes": 1, "high_updates": 1, "hidden_dims": (16, 16)})
-    problem = hiro.prepare(config)
-    result = hiro.train(problem, Run(str(tmp_path), config, counter="step"))
-    episodes = problem.evaluate(problem, result.agent)[1]
+    result = hiro.train(None, config, Run(hiro.PROGRAM, config, str(tmp_path)))
+    found, episodes = hiro.evaluate(result.agent, envs.make_task("point-umaze"), config)
     # five lines: load a run and act with it
     actor, env = hiro.load(tmp_path), envs.make_task("point-umaze")
     for paths, asked, goals, success in episodes.values():
@@ -3167,25 +2843,15 @@ def test_a_loaded_hiro_agent_acts_as_in_evaluation(tmp_path, no_pictures):
             obs, reward, terminated, truncated, info = env.step(action)
             np.testing.assert_allclose(obs["observation"], paths[t + 1, 0], atol=1e-3)
     assert np.abs(paths[60] - paths[0]).max() > 0.1
-
-
-def test_hiro_trains_on_an_own_layout():
-    """Five lines: a layout, a task, a config, training, an episode by the trained agent."""
-    task = envs.GoalEnv(envs.PointMaze("mine", CORRIDOR, limit=60))
-    config = hiro.resolve({"quick": True, "steps": 300, "warmup": 200, "eval_interval": 300})
-    result = hiro.train(hiro.prepare(config, env=task))
-    act, (obs, _) = result.actor(), task.reset(seed=0)
-    obs, reward, terminated, truncated, info = task.step(act(obs))
-
-    assert result.summary["env"] == "mine" and reward in (-1, 0)
-    assert set(result.summary) > {f"success_task{i}" for i in range(2, 6)} | {"success_random"}
+    assert hiro.evaluate_saved(tmp_path) == {"env_steps": int(result.agent["step"]), **found}
+    monkeypatch.setattr(envs.UMazeTask, "eval_noise", 0.5)              # noise is the task's
+    assert hiro.load(tmp_path).noise == 0.5 and actor.noise == 0 == result.actor.noise
 
 
 @pytest.mark.slow
 def test_hiro_solves_the_u_maze():
     """Around the wall to (0, 8) and to the other corners, on a fresh seed."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        summary = hiro.train(hiro.prepare(hiro.resolve({"seed": 50}))).summary
+    summary = hiro.train(None, hiro.resolve({"seed": 50})).summary
     assert summary["success"] >= 0.95 and summary["success_8_8"] >= 0.95
 
 
@@ -3195,8 +2861,8 @@ def test_hiro_solves_a_faster_u_maze_and_with_a_broken_part_does_not(monkeypatch
     (0, 8), around the wall: 1.00 from 12,000 steps on with seeds 0 to 2. Never with a high level
     paid for distance, with old goals replaced by random ones instead of those of the correction,
     or with a low level paid for other steps than its own."""
-    task = envs.UMazeTask()
-    task.maze, task.limit = envs.make("point-umaze", speed=0.5), 200
+    task = envs.UMazeTask(envs.make("point-umaze", speed=0.5))
+    task.limit = 200
     config = hiro.resolve({"steps": 16000, "warmup": 1000, "goal_range": 5.0,
                            "eval_interval": 4000})
     windows, steps, correct = hiro.sample_windows, hiro.sample_steps, hiro.off_policy_correction
@@ -3209,160 +2875,88 @@ def test_hiro_solves_a_faster_u_maze_and_with_a_broken_part_does_not(monkeypatch
         batch = steps(replay, rng, *arguments)
         return {**batch, "rewards": rng.permutation(batch["rewards"])}
 
-    def random_goals(low_policy, states, actions, goal, length, goal_range, rng, n):
-        score = correct(low_policy, states, actions, goal, length, goal_range, rng, n)[1]
+    def random_goals(low_policy, states, actions, goal, length, goal_range, rng):
+        _, score = correct(low_policy, states, actions, goal, length, goal_range, rng)
         return rng.uniform(-goal_range, goal_range, goal.shape).astype(goal.dtype), score
 
-    def success(name=None, broken=None):
-        with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+    def success(name=None, broken=None, **parts):
+        with monkeypatch.context() as patch:
             if name:
                 patch.setattr(hiro, name, broken)
-            return hiro.train(hiro.prepare(config, env=task)).summary["success"]
+            return hiro.train(task, config, **parts).summary["success"]
 
     assert success() >= 0.95
     assert success("sample_windows", paid_for_distance) < 0.5
-    assert success("sample_steps", paid_for_others) < 0.5
     assert success("off_policy_correction", random_goals) < 0.5
+    assert success(sample_steps=paid_for_others) < 0.5
 
 
 # ================================================================= the form of the reference
 
-FLOORS = {"nets": 0, "envs": 0, "support": 1, "hiql": 2, "hiro": 2, "lab": 3}   # tests: 4
 
-
-def imports():
-    """{module: modules of this project that it imports, anywhere in its code}, by dotted names."""
-    paths = [path for folder in ("", "support", "lab")
-             for path in glob.glob(os.path.join(HERE, folder, "*.py"))]
-    names = {os.path.relpath(path, HERE)[:-3].replace(os.sep, ".").removesuffix(".__init__"): path
-             for path in paths}
-    found = {}
-    for name, path in names.items():
-        with open(path) as file:
-            nodes = list(ast.walk(ast.parse(file.read())))
-        words = {alias.name for node in nodes if isinstance(node, ast.Import)
-                 for alias in node.names}
-        for node in nodes:
-            if isinstance(node, ast.ImportFrom):
-                assert not node.level, f"{name} has a relative import"
-                words |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        found[name] = words & set(names) - {"support", "lab"}
-    return found
+def sources():
+    """Paths of the code, tests left out."""
+    names = ["nets.py", "envs.py", "hiql.py", "hiro.py", "support/*.py", "lab/*.py"]
+    paths = [path for name in names for path in glob.glob(os.path.join(HERE, name))]
+    return [path for path in paths if not os.path.basename(path).startswith(("test_", "conftest"))]
 
 
 def test_imports_go_downwards_only():
-    """nets, envs <- support <- hiql, hiro <- lab <- tests; within a folder there is no circle."""
-    graph = imports()
-    assert {"nets", "envs", "hiql", "hiro", "support.run", "lab.ogbench"} <= set(graph)
-
-    def floor(name):
-        test = name.split(".")[-1].startswith(("test_", "conftest"))
-        return 4 if test else FLOORS.get(name.split(".")[0], 4)
-
-    for name, below in graph.items():
-        for other in below:
-            beside = floor(other) == floor(name) and name.split(".")[0] == other.split(".")[0]
-            assert floor(name) == 4 or floor(other) < floor(name) or beside, f"{name}: {other}"
-    assert graph["nets"] == graph["envs"] == set()
-    for name in ("hiql", "hiro"):
-        assert all(other in ("nets", "envs") or other.startswith("support.")
-                   for other in graph[name]), name
-    assert not any(name.startswith("lab") for name in graph["test_all"])
-    list(graphlib.TopologicalSorter(graph).static_order())              # CycleError: a circle
+    """nets <- envs <- support <- hiql, hiro <- lab; anywhere in the code, tests left out."""
+    floors = {"nets": 0, "envs": 1, "support": 2, "hiql": 3, "hiro": 3, "lab": 4}
+    for path in sources():
+        name = os.path.relpath(path, HERE).removesuffix(".py").split(os.sep)[0]
+        with open(path) as file:
+            found = re.findall(r"^ *(?:from|import) (\w+)", file.read(), re.M)
+        for other in floors.keys() & set(found):
+            beside = other == name in ("support", "lab")
+            assert floors[other] < floors[name] or beside, f"{path} imports {other}"
 
 
-@pytest.mark.parametrize("program", [hiql, hiro])
-def test_the_loop_fits_on_a_page(program):
-    """At most 25 lines of code in `learn`, the paper's algorithm box, its docstring left out."""
-    with open(program.__file__) as file:
-        source = file.read()
-    (learn,) = [node for node in ast.parse(source).body if getattr(node, "name", "") == "learn"]
-    docstring, lines = learn.body[0], source.splitlines()
-    assert isinstance(docstring.value, ast.Constant)
-    lines = lines[learn.lineno - 1:docstring.lineno - 1] + lines[docstring.end_lineno:
-                                                                 learn.end_lineno]
-    code = [line for line in lines if line.strip() and not line.strip().startswith("#")]
-    assert code[0].startswith("def learn(") and 10 < len(code) <= 25
+# Entries of the register without a line of code: what is left out (E29), and what is not tagged.
+UNTAGGED = {"D18", "D20", "D21", "E8", "E14", "E16", "E25", "E27", "E28", "E29"}
 
 
-@pytest.mark.parametrize("program, letter, elsewhere", [
-    (hiql, "D", {"D13": "lab/baselines.py", "D15": "lab/ogbench.py", "D16": "lab/ogbench.py",
-                 "D17": "lab/ogbench.py"}),
-    (hiro, "E", {"E17": "lab/tasks.py", "E18": "lab/td3.py", "E19": "lab/tasks.py"})])
-def test_every_deviation_is_documented_and_tagged(program, letter, elsewhere):
-    """Each one stands at the top of the file it belongs to and at the code that it is about."""
-    with open(program.__file__) as file, open(envs.__file__) as mazes:
-        doc, code = file.read().split('"""', 2)[1:]
-        code += mazes.read()
-    listed = re.findall(rf"^ ({letter}\d+) ", doc, re.M)
-    numbers = range(1, len(listed) + len(elsewhere) + 1)
-    assert len(set(listed)) == len(listed)
-    assert set(listed) | set(elsewhere) == {f"{letter}{i}" for i in numbers}
-    assert set(re.findall(rf"\[({letter}\d+)\]", code)) - set(elsewhere) == set(listed)
-    for tag, path in elsewhere.items():
-        with open(os.path.join(HERE, path)) as file:
-            assert tag in file.read() and path in doc, tag
+def test_every_deviation_is_in_the_register_and_at_its_line():
+    code = "".join(open(path).read() for path in sources())
+    register = open(os.path.join(HERE, "docs", "deviations.md")).read()
+    tags = set(re.findall(r"\[([DE]\d+)\]", code))
+    rows = re.findall(r"^\| ([DE]\d+) \|", register, re.M)
+    assert len(set(rows)) == len(rows) and tags <= set(rows) <= tags | UNTAGGED
 
 
 # -------------------------------------------------------------------- certificate and speed table
 
 
-def loss_errors(cases):
-    """{name: {array: error}} of losses against the complex step.
+def td3_errors():
+    """{loss: {array: error}} of TD3's losses against the complex step."""
+    networks, target, batch, noise = toy_td3()
+    x, y = batch["observations"], hiro.td3_target(target, batch, noise, 0.9)
+    cases = {"critics": lambda tree: hiro.critic_loss(tree, batch, y),
+             "policy, through the critic": lambda tree: hiro.actor_loss(tree, x),
+             "policy, penalised": lambda tree: hiro.actor_loss(tree, x, 0.3)}
+    return {f"loss: {name}": nets.derivative_error(lambda tree: loss(tree)[0], networks,
+                                                   loss(networks)[1])
+            for name, loss in cases.items()}
 
-    cases: {name: (loss, tree)}, loss(tree) -> value, analytic gradients of some of its arrays,
-    and what else it returns. Tests of other losses use it too.
-    """
-    return {name: nets.derivative_error(lambda tree: loss(tree)[0], tree, loss(tree)[1])
-            for name, (loss, tree) in cases.items()}
 
-
-def toy_case(loss, **changes):
-    """A case of `loss_errors` from a loss(params, batch, config) and the arguments of `toy`."""
-    config, params, batch = toy(**changes)
-    return lambda tree: loss(tree, batch, config), params
+def test_gradients_of_td3():
+    """Analytic derivatives equal the complex step."""
+    for name, errors in td3_errors().items():
+        net = "critic" if "critics" in name else "actor"
+        assert len(errors) == 6 and all(path.startswith(net) for path in errors)
+        assert max(errors.values()) < 1e-12, (name, errors)
 
 
 def certificate():
     """{layer or loss: {array: error}}: analytic derivative against the complex step."""
-    networks, target, batch, noise = toy_td3()
-    rng, x, a = np.random.default_rng(0), batch["observations"], batch["actions"]
-    y, dq = hiro.td3_target(target, batch, noise, 0.9), rng.normal(size=(2, 7))
-
-    def critics(tree):
-        q, back = hiro.critic(tree["p"], x, tree["a"])
-        da, grads = back(dq)
-        return (dq * q).sum(), {"p": grads, "a": da}
-
-    config, params, toy_batch = toy()
-    s, dv = toy_batch["observations"], rng.normal(size=(2, 7))
-    z = hiql.phi(params, s, toy_batch["value_goals"], config)[0]
-
-    def values(tree):
-        v, back = hiql.value(tree["p"], s, tree["z"])
-        dz, grads = back(dv)
-        return (dv * v).sum(), {"p": grads, "z": dz}
-
-    cases = {
-        "loss: value": toy_case(hiql.value_loss),
-        "loss: value, phi(g)": toy_case(hiql.value_loss, rep_type="phi_g"),
-        "loss: value, no phi": toy_case(hiql.value_loss, rep_type="none"),
-        "loss: high level": toy_case(hiql.high_loss),
-        "loss: high level, no phi": toy_case(hiql.high_loss, rep_type="none"),
-        "loss: high level, learned std": toy_case(hiql.high_loss, const_std=False),
-        "loss: low level": toy_case(hiql.low_loss),
-        "loss: low level, learned std": toy_case(hiql.low_loss, const_std=False),
-        "loss: low level, discrete": toy_case(hiql.low_loss, discrete=True),
-        "loss: flat policy": toy_case(hiql.flat_loss),
-        "loss: critics, huber": (lambda tree: hiro.critic_loss(tree, batch, y, "huber"), networks),
-        "loss: critics, squared": (lambda tree: hiro.critic_loss(tree, batch, y, "squared"),
-                                   networks),
-        "loss: policy, through the critic": (lambda tree: hiro.actor_loss(tree, x), networks),
-        "loss: policy, penalised": (lambda tree: hiro.actor_loss(tree, x, 0.3), networks),
-        "critics, and their input a": (critics, {"p": networks["critic"], "a": a}),
-        "value heads, and their input z": (values, {"p": params["value"], "z": z})}
-    layers = {f"layer: {name}": errors for name, errors in nets.layer_errors().items()}
-    return {**layers, **loss_errors(cases)}
+    found = {f"layer: {name}": errors for name, errors in nets.layer_errors().items()}
+    for name, (loss, _, changes) in LOSS_CASES.items():
+        config, params, batch, env = toy(**changes)
+        found[f"loss: {name}"] = nets.derivative_error(
+            lambda tree: loss(tree, batch, config, env)[0], params,
+            loss(params, batch, config, env)[1])
+    return {**found, **td3_errors()}
 
 
 def matrix_products(params, batch_size):
@@ -3383,27 +2977,6 @@ def matrix_products(params, batch_size):
     return lambda: [a @ b for a, b in jobs]
 
 
-def td3_products(params, batch_size, updates):
-    """The bare products of TD3 updates, policy and targets at every second one.
-
-    Critics: one forward and two backward, one target forward; target policy: one forward; policy:
-    one forward and two backward through it, and one forward and one backward of one critic.
-    """
-    rng, jobs = np.random.default_rng(0), []
-    for net, layers in params.items():
-        for p in layers.values():
-            w = p["W"]
-            x, y = (rng.normal(size=w.shape[:-2] + (batch_size, n)).astype(w.dtype)
-                    for n in w.shape[-2:])
-            backward = [(x.swapaxes(-1, -2), y), (y, w.swapaxes(-1, -2))]
-            if net == "critic":
-                jobs += ([(x, w)] * 2 + backward) * updates
-                jobs += [(x[0], w[0]), (y[0], w[0].T)] * (updates // 2)
-            else:
-                jobs += [(x, w)] * updates + ([(x, w)] + backward) * (updates // 2)
-    return jobs
-
-
 def timed(f):
     """Milliseconds that f() takes."""
     start = time.perf_counter()
@@ -3416,55 +2989,21 @@ def hiql_speed(hidden_dims, updates=400):
     matrix products, timed in turn; the last tenth of updates over the first."""
     config = hiql.resolve({"hidden_dims": hidden_dims, "train_flat": False, "lr_decay": False,
                            "steps": updates + 10})
-    problem = hiql.prepare(config)
-    agent = offline.init_agent(problem, problem.rngs)
-    loop = hiql.learn(problem, agent, problem.rngs["batch"])
-    floor = matrix_products(agent["params"], config.batch_size)
+    rngs = generators(config.seed, "data", "hide", "init", "flat", "batch")
+    env, data = hiql.load_data(None, config, rngs)
+    params = hiql.init_params(config, env, data, rngs)
+    agent = {"params": params, "optimiser": hiql.init_optimiser(params), "update": np.array(0)}
+    floor = matrix_products(params, config.batch_size)
+
+    def update():
+        hiql.update(agent, data, rngs["batch"], config, env)
+
     for _ in range(10):
-        next(loop), floor()
-    pairs = np.array([(timed(lambda: next(loop)), timed(floor)) for _ in range(updates)])
+        update(), floor()
+    pairs = np.array([(timed(update), timed(floor)) for _ in range(updates)])
     tenth = updates // 10
     drift = np.median(pairs[-tenth:, 0]) / np.median(pairs[:tenth, 0])
     return *np.median(pairs, axis=0), drift
-
-
-def hiro_speed(windows=40):
-    """ms for each environment step of HIRO: {part: median}, products among them.
-
-    updates: a window's updates of both levels (sampling and relabelling left out), products:
-    their bare matrix products, each divided by c; relabelling; environment and acting.
-    """
-    config = hiro.resolve({"steps": 5000, "seed": 0, "eval_interval": 5000, "eval_episodes": 1})
-    with contextlib.redirect_stdout(io.StringIO()):
-        agent = hiro.train(hiro.prepare(config)).agent
-    env, rng, c = envs.make_task(config.env), np.random.default_rng(0), config.subgoal_interval
-    low, high, replay, goal_range = (agent[x] for x in ("low", "high", "replay", "goal_range"))
-    jobs = [job for level, n in ((low, c), (high, config.high_updates))
-            for job in td3_products(level["online"], config.batch_size, n)]
-    acting, s = hiro.policies(agent, config), np.zeros(2, np.float32)
-    task = online.read(env.reset(seed=0)[0])[1]
-
-    def explore():
-        g = hiro.explore_goal(agent, s, task, np.zeros(2), rng, config)
-        hiro.explore_window(env, s, task, g, acting, False, rng, config)
-
-    def update(level, batch, gamma):
-        return timed(lambda: hiro.td3_update(level, batch, rng, gamma, 1.0, config))
-
-    parts = {name: [] for name in ("updates", "products", "relabelling", "environment")}
-    for _ in range(windows):
-        steps = [hiro.sample_steps(replay, rng, goal_range, config) for _ in range(c)]
-        begin = time.perf_counter()
-        relabelled = [hiro.sample_windows(replay, rng, acting.low, goal_range, config)[0]
-                      for _ in range(config.high_updates)]
-        parts["relabelling"].append(1e3 * (time.perf_counter() - begin))
-        parts["updates"].append(sum(update(low, batch, config.low_discount) for batch in steps)
-                                + sum(update(high, batch, config.high_discount)
-                                      for batch in relabelled))
-        parts["products"].append(timed(lambda: [a @ b for a, b in jobs]))
-        env.reset(seed=0)
-        parts["environment"].append(timed(explore))
-    return {name: np.median(x) / c for name, x in parts.items()}
 
 
 @pytest.mark.slow
@@ -3489,21 +3028,12 @@ def main():
         update, floor, drift = hiql_speed(hidden_dims)
         print(f"  {str(hidden_dims):16s} {update:10.2f} {floor:13.2f} {update / floor:7.2f} "
               f"{drift:12.2f}")
-    parts = hiro_speed()
-    print("\nHIRO, float32, hidden 64,64, batch 100: ms for each environment step\n"
-          "  one update of the low level and a window's updates of the high level / c "
-          f"{parts['updates']:.2f}, their products {parts['products']:.2f}: ratio "
-          f"{parts['updates'] / parts['products']:.2f}\n"
-          "  relabelling and sampling of the high level's batches "
-          f"{parts['relabelling']:.2f}\n"
-          f"  environment and acting {parts['environment']:.2f}: "
-          f"{1e3 / parts['environment']:.0f} steps per second without learning")
-    try:
-        import resource                                 # not on Windows
-    except ImportError:
-        return
-    print("  peak memory of this process "
-          f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+    config = hiro.resolve({"steps": 5000, "warmup": 1000, "eval_interval": 5000,
+                           "eval_episodes": 1})
+    with contextlib.redirect_stdout(io.StringIO()):
+        seconds = timed(lambda: hiro.train(None, config)) / 1000
+    print(f"\nHIRO, float32, hidden 64,64, batch 100: {5000 / seconds:.0f} environment steps per "
+          "second, with updates after the first 1,000")
 
 
 if __name__ == "__main__":

@@ -15,55 +15,55 @@ import sys
 import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
 
+import envs
 import hiro
-from support import offline, online, plots
+from support import plots
 from support.flags import exit_with_error
-from support.run import HERE, load_run
+from support.runs import HERE, read_run
 
 TASK, FRAMES = 3, 60                    # task 4: its goal lies behind a wall
 
 
-def hiql_episode(problem, agent):
-    """One episode of one task -> path (T+1,2), goal (2,), subgoals (T+1,2), values (n,).
+def hiql_episode(folder):
+    """An episode of one task -> maze, path (T+1,2), goal (2,), subgoals (T+1,2), values (n,).
 
     A subgoal is the point whose representation is nearest to the one asked for, at each step; the
     values are those of the n free points of `plots.lattice`.
     """
-    config, env, params = problem.config, problem.env, agent["params"]
+    saved, env = hiql.restored(folder)
+    config, params = saved.config, saved.agent["params"]
     start, goal = (env.place(np.array([cell]), np.random.default_rng(0))
                    for cell in env.tasks[TASK])
-    act = offline.agent_actor(problem, agent)
-    _, steps, paths = offline.rollout(env, act, start, goal, np.random.default_rng(0))
-    path = paths[:steps[0] + 1, 0]
-    points, free = plots.lattice(env)
-    points = points[free]
-    values = hiql.value_map(params, points, goal.repeat(len(points), 0), config)
-    return path, goal[0], hiql.subgoal_places(params, path, goal, points, config), values
+    act = hiql.Actor(params, config, env)
+    _, steps, paths = hiql.rollout(env, act, start, goal, np.random.default_rng(0))
+    path, points = paths[:steps[0] + 1, 0], plots.free_points(env)
+    values = hiql.value_map(params, points, goal.repeat(len(points), 0), config, env)
+    return env, path, goal[0], hiql.subgoal_places(params, path, goal, points, config, env), values
 
 
-def hiro_episode(problem, agent):
-    """One episode with the task's first test goal, (0, 8), to ten steps after it is reached.
+def hiro_episode(folder):
+    """An episode with the task's first test goal, (0, 8), to ten steps after it is reached.
 
-    -> path (T+1,2), goal (2,), and (>= T, 2): for each step the place of the current goal.
+    -> maze, path (T+1,2), goal (2,), and (>= T, 2): for each step the place of the current goal.
     """
-    config, task = problem.config, problem.env
+    saved = read_run(hiro.PROGRAM, folder)
+    task, acting = envs.make_task(saved.config.env), hiro.Actor(saved.agent, saved.config)
     starts, goals = (x[:1] for x in next(iter(task.tests(np.random.default_rng(0), 1).values())))
-    distance, paths, asked = online.rollout(task, problem.policies(agent, config), starts, goals,
-                                            np.random.default_rng(0), config)
+    distance, paths, asked = hiro.rollout(task, acting(), starts, goals)
     reached = task.reached(distance[:, 0])
     end = min(reached.argmax() + 10 if reached.any() else len(distance), len(distance))
-    return paths[:end + 1, 0], goals[0], asked[:, 0].repeat(config.subgoal_interval, 0)
+    return task.maze, paths[:end + 1, 0], goals[0], asked[:, 0].repeat(acting.c, 0)
 
 
-def animate(file, left, right, mazes):
+def animate(file, left, right):
     """Write two episodes as a gif, each stretched over FRAMES frames.
 
-    left: of `hiql_episode`; right: of `hiro_episode`; mazes: the `envs.Maze` of each.
+    left: of `hiql_episode`; right: of `hiro_episode`.
     """
-    figure, axes = plots.plt.subplots(1, 2, figsize=(6.4, 3.3), dpi=75, layout="constrained")
+    figure, axes = plots.panels(1, 2, (6.4, 3.3))
     movers = []
-    for ax, maze, title, (path, goal, aims, *values) in zip(
-            axes, mazes, ("HIQL: value and subgoals", "HIRO: relative goals"), (left, right)):
+    for ax, title, (maze, path, goal, aims, *values) in zip(
+            axes[0], ("HIQL: value and subgoals", "HIRO: relative goals"), (left, right)):
         style = dict(cmap="viridis") if values else {}
         plots.draw_maze(ax, maze, *values, **style)
         ax.plot(*plots.plot_xy(maze, goal), "r*", ms=11)
@@ -84,8 +84,7 @@ def animate(file, left, right, mazes):
             agent.set_data(*plots.plot_xy(maze, path[t:t + 1]))
 
     temporary = f"{file}.tmp.gif"                       # the ending names the format
-    FuncAnimation(figure, draw, FRAMES).save(temporary, PillowWriter(fps=10))
-    plots.plt.close(figure)
+    FuncAnimation(figure, draw, FRAMES).save(temporary, PillowWriter(fps=10), dpi=75)
     os.replace(temporary, file)
 
 
@@ -94,9 +93,7 @@ def main():
         exit_with_error("give two runs: python -m lab.animation HIQL_RUN HIRO_RUN [FILE]")
     file = sys.argv[3] if len(sys.argv) == 4 else os.path.join(HERE, "pictures", "agents.gif")
     try:
-        runs = [load_run(*x) for x in zip((hiql, hiro), sys.argv[1:3])]
-        animate(file, hiql_episode(*runs[0]), hiro_episode(*runs[1]),
-                (runs[0][0].env, runs[1][0].env.maze))
+        animate(file, hiql_episode(sys.argv[1]), hiro_episode(sys.argv[2]))
     except (ValueError, OSError) as e:
         exit_with_error(e)
     print(f"{file}: {os.path.getsize(file) / 1e6:.2f} MB")

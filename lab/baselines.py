@@ -18,18 +18,18 @@ value alone (IQL: from the target Q; OGBench's published GCIQL: by DDPG+BC at ex
 
 import hiql                             # first: it sets one BLAS thread before numpy loads
 
-import sys
+import copy
 from dataclasses import dataclass, fields
 
 import numpy as np
 
+import envs
 from lab.theory import wrong_first_actions
 from nets import mlp, stop_gradient, tree_map
-from support import offline
-from support.flags import option, refuse_unused
-from support.run import main
+from support.flags import option, parse, refuse_unused
+from support.runs import (Program, one_line_errors, open_run, read_run, run_seeds, show,
+                          write_json)
 
-COUNTER = "update"
 CONTROLLERS = ("collector", "straight", "random")
 CLONES = ("gcbc", "hgcbc")
 AGENTS = ("hiql", "flat", "gciql", *CLONES, *CONTROLLERS)
@@ -44,11 +44,13 @@ class Config(hiql.Config):
                         "learning: the data's collector, straight at the goal, random", AGENTS)
 
 
+PROGRAM = Program("-m lab.baselines", Config, "update", hiql.ACTING)
+
 ALPHAS = {"high_alpha", "low_alpha"}
 HIERARCHY = {*ALPHAS, "subgoal_steps", "subgoal_interval"}
 PHI = {"rep_type", "rep_dim"}
 VALUE = {"discount", "expectile", "tau", "value_p_curgoal", "value_p_trajgoal", "goal_discount",
-         "goal_reached_by", "policy_steps", "flat_alpha"}
+         "policy_steps", "flat_alpha"}
 UNUSED = {                              # fields of Config without effect on an agent
     "hiql": set(), "flat": {"train_flat", *HIERARCHY}, "gciql": {"train_flat", *HIERARCHY, *PHI},
     "gcbc": {"train_flat", *HIERARCHY, *PHI, *VALUE},
@@ -57,19 +59,10 @@ UNUSED = {                              # fields of Config without effect on an 
         "agent", "env", "seed", "eval_episodes"})}
 
 
-def unused(config):
-    """The UNUSED fields of a config's agent in its environment, in the order of Config."""
-    names = set(UNUSED[config.agent])
-    if config.discrete and config.agent == "flat":
-        names.remove("subgoal_steps")                   # `wrong_first_actions` takes them
-    if config.discrete and config.agent in ("flat", "gciql", "gcbc"):
-        names.add("const_std")                          # no Gaussian policy
-    return [field.name for field in fields(config) if field.name in names]
-
-
 def resolve(given):
     """A whole Config, as `hiql.resolve`. ValueError also: flags without effect on the agent."""
-    agent, changes, given = given.get("agent", Config.agent), {}, dict(given)
+    given, changes = dict(given), {}
+    agent = given.get("agent", Config.agent)
     if agent not in AGENTS:
         raise ValueError(f"unknown agent {agent!r}; known: {', '.join(AGENTS)}")
     if "none" in (given.get("env"), given.get("dataset") and given.get("env", "none")):
@@ -84,16 +77,20 @@ def resolve(given):
         changes["rep_type"] = "none"                    # there is no value to learn phi from
     if agent in CONTROLLERS:
         changes.update(steps=1, policy_steps=0)         # an update without any loss
+        if given.pop("published_rates", False):
+            raise ValueError(f"--published-rates has no effect with --agent {agent}")
         if given.pop("quick", False):
             changes["eval_episodes"] = hiql.QUICK["eval_episodes"]
     config = hiql.resolve(given, Config, changes)
-    if agent in CONTROLLERS and config.discrete:
+    names, discrete = set(UNUSED[agent]), envs.make(config.env).discrete
+    if agent in CONTROLLERS and discrete:
         raise ValueError(f"--agent {agent} is for point mazes, not {config.env}")
-    names = unused(config)
-    plain = {name: given[name] for name in ("agent", "env", "preset", "quick")
-             if name in given and name not in names}
+    if agent == "flat" and discrete:
+        names.remove("subgoal_steps")                   # `wrong_first_actions` takes them
+    plain = {name: given[name] for name in ("agent", "env", "published_rates", "quick")
+             if name in given}
     refuse_unused(config, hiql.resolve(plain, Config, changes),
-                  dict.fromkeys(names, f"--agent {agent}"))
+                  dict.fromkeys(sorted(names), f"--agent {agent}"))
     return config
 
 
@@ -111,7 +108,7 @@ def vector(a):
     return np.eye(5, dtype=np.float32)[a] if a.ndim == 1 else a
 
 
-def gciql_loss(params, batch, config):
+def gciql_loss(params, batch, config, env):
     """V and Q of goal-conditioned IQL (Kostrikov et al. 2021, Eqs. 5 and 6); no phi [D13].
 
     L_V = mean( |expectile - 1(A < 0)| A^2 ),  A = min_j T_j(s, a, g) - V(s, g)
@@ -120,131 +117,169 @@ def gciql_loss(params, batch, config):
     """
     s, s1, g, r, m = (batch[x] for x in ("observations", "next_observations", "value_goals",
                                          "rewards", "masks"))
-    a, sg = vector(batch["actions"]), config.encode.pair(s, g)
+    a, sg = vector(batch["actions"]), env.pair(s, g)
     v, back_v = heads(params["v"], sg)
     q, back_q = heads(params["q"], sg, a)
     adv = stop_gradient(heads(params["target"]["q"], sg, a)[0]).min(0) - v
     weight = hiql.expectile_weight(config.expectile, adv)
-    v1 = stop_gradient(heads(params["v"], config.encode.pair(s1, g))[0])
+    v1 = stop_gradient(heads(params["v"], env.pair(s1, g))[0])
     error = r + config.discount * m * v1 - q
     loss = (weight * adv * adv).mean() + (error * error).mean(-1).sum()
-    grads = {"v": back_v(-2 / len(s) * weight * adv), "q": back_q(-2 / len(s) * error)}
-    return loss, grads, {"v": v, "adv": adv}
+    return loss, {"v": back_v(-2 / len(s) * weight * adv), "q": back_q(-2 / len(s) * error)}
 
 
-def gciql_policy_loss(params, batch, config):
+def gciql_policy_loss(params, batch, config, env):
     """AWR with A = min_j Q_j(s, a, g) - V(s, g), g of `high_actor_goals` [D13]. Constants: A."""
     s, g, a = (batch[x] for x in ("observations", "high_actor_goals", "actions"))
-    sg = config.encode.pair(s, g)
+    sg = env.pair(s, g)
     adv = heads(params["q"], sg, vector(a))[0].min(0) - heads(params["v"], sg)[0]
-    adv = stop_gradient(adv)
-    return hiql.awr("flat", params["flat"], sg, a, hiql.awr_weight(config.flat_alpha, adv))
+    weight = hiql.awr_weight(config.flat_alpha, stop_gradient(adv))
+    loss, grads = hiql.awr(params["flat"], sg, a, weight)
+    return loss, {"flat": grads}
 
 
 def clone(name, params, x, target):
     """Behaviour cloning of target by the policy `name` at x: `hiql.awr` with all weights 1."""
-    return hiql.awr(name, params[name], x, target, np.ones(len(x), x.dtype))
+    loss, grads = hiql.awr(params[name], x, target, np.ones(len(x), x.dtype))
+    return loss, {name: grads}
 
 
-def gcbc_loss(params, batch, config):
+def gcbc_loss(params, batch, config, env):
     """L = -mean log pi(a | s, g), g from the trajectory's future."""
-    x = config.encode.pair(batch["low_actor_observations"], batch["flat_actor_goals"])
+    x = env.pair(batch["low_actor_observations"], batch["flat_actor_goals"])
     return clone("flat", params, x, batch["actions"])
 
 
-def hgcbc_high_loss(params, batch, config):
+def hgcbc_high_loss(params, batch, config, env):
     """L = -mean log pi_h(w - s | s, g), w the state k steps ahead, but not beyond g."""
     s = batch["observations"]
-    x = config.encode.pair(s, batch["high_actor_goals"])
+    x = env.pair(s, batch["high_actor_goals"])
     return clone("high", params, x, batch["high_actor_targets"] - s)
 
 
-def hgcbc_low_loss(params, batch, config):
+def hgcbc_low_loss(params, batch, config, env):
     """L = -mean log pi_l(a | s, w), w the state k steps ahead."""
     x = hiql.concat(batch["low_actor_observations"], batch["low_actor_goals"])
     return clone("low", params, x, batch["actions"])
 
 
-LOSSES = {"flat": {"value": hiql.value_loss, "flat": hiql.flat_loss},
+LOSSES = {"hiql": hiql.LOSSES,
+          "flat": {"value": hiql.value_loss, "flat": hiql.flat_loss},
           "gciql": {"value": gciql_loss, "flat": gciql_policy_loss},
           "gcbc": {"flat": gcbc_loss},
           "hgcbc": {"high": hgcbc_high_loss, "low": hgcbc_low_loss},
           **{name: {} for name in CONTROLLERS}}
 
 
-# --------------------------------------------------------------------------- networks and actors
+# --------------------------------------------------------------------- data, networks, actors
+
+
+def with_actions(data, config):
+    """The data as an agent sees them: gciql and gcbc need each row's action; so rows whose action
+    is hidden have no transition."""
+    if config.agent not in ("gciql", "gcbc"):
+        return data
+    data = copy.copy(data)
+    data.valid = data.labelled
+    return data
+
+
+def sample(data, rng, config, env):
+    """One batch, as `hiql.sample`."""
+    return hiql.sample(with_actions(data, config), rng, config, env)
 
 
 def init_params(config, env, data, rngs):
     """Parameters of the agent's networks, as `hiql.init_params`."""
-    setting, rng, params = (config, env, data), rngs["init"], {}
-    gaussian = not env.discrete
+    if config.agent == "hiql":
+        return hiql.init_params(config, env, data, rngs)
+    setting, rng, params = (config, env, with_actions(data, config)), rngs["init"], {}
+    sees_goal = "state", "goal", "pair"
     if config.agent == "flat":
         params = hiql.init_value(rng, *setting)
     if config.agent == "gciql":
-        params["v"] = hiql.init_net(rng, *setting, "sgd", 1, norm=True)
-        params["q"] = hiql.init_net(rng, *setting, "sgda", 1, norm=True, ensemble=2)
+        params["v"] = hiql.init_net(rng, *setting, sees_goal, 1, norm=True)
+        params["q"] = hiql.init_net(rng, *setting, (*sees_goal, "action"), 1, norm=True, ensemble=2)
         params["target"] = {"q": tree_map(np.copy, params["q"])}
     if config.agent == "hgcbc":
         size = data.observations.shape[-1]
-        params["high"] = hiql.init_policy(rng, *setting, "sgd", size)
-        params["low"] = hiql.init_policy(rng, *setting, "sz", env.action_dim, gaussian)
+        params["high"] = hiql.init_policy(rng, *setting, sees_goal, size)
+        params["low"] = hiql.init_policy(rng, *setting, ("state", "subgoal"), env.action_dim)
     if config.agent in ("flat", "gciql", "gcbc"):
-        params["flat"] = hiql.init_policy(rngs["flat"], *setting, "sgd", env.action_dim, gaussian)
+        params["flat"] = hiql.init_policy(rngs["flat"], *setting, sees_goal, env.action_dim)
     return params
 
 
-def controller(env, kind, rng):
-    """act(s (N,2), g (N,2), t) -> actions (N,2) of a policy that learns nothing, on a point maze.
+class Controller:
+    """A policy on a point maze that learns nothing, acting as `hiql.Actor` does.
 
-    kind collector: `env.follow` with noise 0.5, as for the data sets; straight: clip(g - s, -1, 1),
+    collector: `env.follow` with noise 0.5, as for the data sets; straight: clip(g - s, -1, 1),
     whatever walls lie between; random: uniform in [-1, 1]^2.
     """
-    def act(s, g, t):
-        if kind == "random":
-            return rng.uniform(-1, 1, s.shape)
-        if kind == "straight":
+
+    def __init__(self, params, config, env, rng=None):
+        self.kind, self.env, self.rng = config.agent, env, rng or np.random.default_rng(0)
+
+    def __call__(self, s, g, t):
+        if self.kind == "random":
+            return self.rng.uniform(-1, 1, s.shape)
+        if self.kind == "straight":
             return np.clip(g - s, -1, 1)
-        return env.follow(s, env.number(g), 0.5, rng)
-
-    return act
+        return self.env.follow(s, self.env.number(g), 0.5, self.rng)
 
 
-# ------------------------------------------------------------------------------------- a run
+ACTORS = {**dict.fromkeys(("hiql", "hgcbc"), hiql.Actor),
+          **dict.fromkeys(("flat", "gciql", "gcbc"), hiql.FlatActor),
+          **dict.fromkeys(CONTROLLERS, Controller)}
 
 
-def prepare(config, checkpoint=None):
-    """The problem that `train` solves, as `hiql.prepare`."""
+# ------------------------------------------------------------------------------- the program
+
+
+def train(config, run=None):
+    """A whole run of the agent, as `hiql.train`; on grids its summary has `first_actions` too."""
+    if run and run.saved and config.agent in CONTROLLERS:
+        run.saved.agent["optimiser"].update(m={}, v={})         # a file keeps no empty trees
     agent = config.agent
-    if agent == "hiql":
-        problem = hiql.prepare(config, checkpoint)
-    else:
-        if checkpoint is not None:
-            checkpoint.setdefault("params", {})         # a controller saved none
-        actor = hiql.hierarchical_actor if agent == "hgcbc" else hiql.flat_actor
-        problem = offline.prepare(config, checkpoint, losses=LOSSES[agent], title=agent,
-                                  init_params=init_params, sample=hiql.sample, learn=hiql.learn,
-                                  actors={agent: actor}, draw=hiql.draw)
-    if agent in CONTROLLERS:
-        problem.actors = {agent: lambda params, config, rng: controller(problem.env, agent, rng)}
-    if agent in ("gciql", "gcbc"):                      # each row needs its action
-        problem.data.valid = problem.data.labelled
-    problem.evaluate = evaluate
-    return problem
+    result = hiql.train(None, config, run=run, losses=LOSSES[agent], sample=sample,
+                        actors={agent: ACTORS[agent]}, init_params=init_params)
+    more = first_actions(result.agent["params"], config, hiql.make_maze(config))
+    result.summary.update(more)
+    if run and run.folder and more:
+        show(more)
+        write_json(run.path("summary.json"), result.summary)
+    return result
 
 
-def evaluate(problem, agent):
-    """As `offline.evaluate_maze`; with HIQL's value on a grid also `wrong_first_actions` by it."""
-    summary, shown = offline.evaluate_maze(problem, agent)
-    env, config, params = problem.env, problem.config, agent["params"]
-    if env.discrete and "value" in params:
-        n = len(env.cells)
-        v = hiql.value_map(params, env.cells.repeat(n, 0), np.tile(env.cells, (n, 1)), config)
-        summary.update(wrong_first_actions(env, v.reshape(n, n), config.subgoal_steps))
-    return summary, shown
+def first_actions(params, config, env):
+    """`wrong_first_actions` by HIQL's value on a grid; {} elsewhere, and for agents without it."""
+    if not env.discrete or "value" not in params:
+        return {}
+    n = len(env.cells)
+    v = hiql.value_map(params, env.cells.repeat(n, 0), np.tile(env.cells, (n, 1)), config, env)
+    return wrong_first_actions(env, v.reshape(n, n), config.subgoal_steps)
 
 
-train, evaluate_checkpoint = offline.train, offline.evaluate_checkpoint
+def evaluate_saved(folder):
+    """The evaluation of a saved run, as `hiql.evaluate_saved`."""
+    saved = read_run(PROGRAM, folder)
+    config, params = saved.config, saved.agent.setdefault("params", {})     # a controller has none
+    env = hiql.make_maze(config)
+    found = hiql.evaluate_saved(saved, env, {config.agent: ACTORS[config.agent]})
+    return {**found, **first_actions(params, config, env)}
+
+
+def main():
+    given, call = parse(PROGRAM, __doc__, hiql.WORDS)
+    with one_line_errors():
+        if call.eval:
+            return show(evaluate_saved(call.eval))
+        config = resolve(given)
+        if call.seeds:
+            return run_seeds(PROGRAM, call, given, config)
+        with open_run(PROGRAM, call, config) as run:
+            train(run.config, run)
+
 
 if __name__ == "__main__":
-    main(sys.modules[__name__])
+    main()

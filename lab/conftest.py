@@ -1,4 +1,5 @@
-"""What tests of the laboratory share: a project to write to, small data sets."""
+"""What tests of the laboratory share: a project to write to, the program of its tables, small data.
+"""
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
@@ -6,17 +7,28 @@ import sys
 
 import pytest
 
+import envs
 from lab import experiments, tables
-from support.test_run import small_data         # noqa: F401, a fixture
+
+
+@pytest.fixture
+def small_data(monkeypatch):
+    """Data sets of 20 trajectories."""
+    plain = envs.collect
+    monkeypatch.setattr(envs, "collect", lambda env, rng, **recipe: plain(
+        env, rng, **{**recipe, "episodes": 20}))
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project of its own, which both modules read and write: empty but for its folders."""
+    """A project of its own, whose results and documents are read and written; also the folder that
+    the test runs in."""
     for folder in ("lab", "results", "pictures", "docs"):
         (tmp_path / folder).mkdir()
+    (tmp_path / "README.md").write_text("")
     monkeypatch.setattr(experiments, "HERE", str(tmp_path))
     monkeypatch.setattr(tables, "HERE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -24,6 +36,12 @@ def project(tmp_path, monkeypatch):
 def write_ini(project):
     """write_ini(text) writes the project's lab/experiments.ini."""
     return (project / "lab" / "experiments.ini").write_text
+
+
+@pytest.fixture
+def write_results(project):
+    """write_results(name, rows) writes results/<name>.csv, without configurations."""
+    return lambda name, rows: experiments.record(name, rows, {})
 
 
 @pytest.fixture

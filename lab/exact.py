@@ -26,7 +26,7 @@ import envs
 import hiql
 from support import plots
 from support.flags import Parser, exit_with_error
-from support.run import load_run
+from support.runs import generators
 
 # ------------------------------------------------------------------------------ exact values
 
@@ -36,13 +36,13 @@ def optimal_value(steps, discount):
     return -(1 - discount ** np.asarray(steps, float)) / (1 - discount)
 
 
-def goal_counts(env, data, discount, p_curgoal, p_trajgoal, goal_reached_by="index"):
+def goal_counts(env, data, discount, p_curgoal, p_trajgoal, by_state=False):
     """The joint distribution of (s, s', g, goal reached) that `hiql.sample` draws, counted.
 
     A row i with a transition is drawn uniformly. Its goal is row i itself with probability
     p_curgoal, row min(i + Geometric(1 - discount), last transition of the trajectory) with
-    p_trajgoal, and otherwise any row with a transition. The goal is reached if it is row i
-    (goal_reached_by "index") or lies in row i's cell ("state").
+    p_trajgoal, and otherwise any row with a transition. The goal is reached if it is row i, or
+    by_state (`lab.hiql_variants`) if it lies in row i's cell.
     -> at_goal (n, n): probability of (s, g) with the goal reached; go_on (n, 5, n): of
     (s, move, g) with the goal not reached, where s' is env.neighbours[s, move]. Together they sum
     to 1. ValueError if a transition of the data is no move of the grid.
@@ -58,7 +58,7 @@ def goal_counts(env, data, discount, p_curgoal, p_trajgoal, goal_reached_by="ind
 
     def add(rows, goal, weight, same_row):
         """Add (s, s', goal) of these rows with their weight; same_row: the goal is the row."""
-        hit = (goal == s[rows]) if goal_reached_by == "state" else np.full(len(rows), same_row)
+        hit = (goal == s[rows]) if by_state else np.full(len(rows), same_row)
         at, on = s[rows] * n + goal, (s[rows] * 5 + move[rows]) * n + goal
         weight = np.broadcast_to(weight, len(rows))
         at_goal[:] += np.bincount(at[hit], weight[hit], minlength=n * n)
@@ -75,7 +75,7 @@ def goal_counts(env, data, discount, p_curgoal, p_trajgoal, goal_reached_by="ind
     frequency = np.bincount(s, minlength=n) / len(valid)
     for g in np.flatnonzero(frequency):
         add(everyone, np.full(len(s), g), p_randomgoal * frequency[g], False)
-    if goal_reached_by == "index":                              # a random goal can be row i too
+    if not by_state:                                            # a random goal can be row i too
         self_weight = p_randomgoal / len(valid)
         add(everyone, s, self_weight, True)
         go_on -= np.bincount((s * 5 + move) * n + s, minlength=n * 5 * n) * self_weight
@@ -118,7 +118,7 @@ def _expectile(y, v, p, expectile, p_zero=0):
 def exact_value(config, env, data):
     """The V (n, n) that the value loss of a hiql.Config converges to on this data set of a grid."""
     counts = goal_counts(env, data, config.goal_discount or config.discount,
-                         config.value_p_curgoal, config.value_p_trajgoal, config.goal_reached_by)
+                         config.value_p_curgoal, config.value_p_trajgoal)
     return expectile_values(env, *counts, config.discount, config.expectile)
 
 
@@ -195,8 +195,8 @@ def draw_exact_values(path, env, data, discount=0.95, expectile=0.7):
             "the same if s' did not depend on g\n(the data's own policy)": behaviour}
     goal = np.array(env.tasks[0][1])
     g = env.index[tuple(goal)]
-    figure, axes = plots.plt.subplots(1, 3, figsize=(12, 4))
-    for ax, (title, v) in zip(axes, maps.items()):
+    figure, axes = plots.panels(1, 3, (12, 4))
+    for ax, (title, v) in zip(axes[0], maps.items()):
         image = plots.draw_maze(ax, env, v[:, g], vmin=-1 / (1 - discount), vmax=0)
         ax.plot(*plots.plot_xy(env, env.place(goal)), "r*", ms=12, zorder=3)
         ax.set_title(title, fontsize=9)
@@ -207,8 +207,8 @@ def draw_exact_values(path, env, data, discount=0.95, expectile=0.7):
 
 def draw_chance(path, discount=0.95, expectile=0.9):
     """Draw the mean of each of `values_under_chance` at each distance, without and with slips."""
-    figure, axes = plots.plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
-    for ax, slip in zip(axes, (0.0, 0.5)):
+    figure, axes = plots.panels(1, 2, (9, 3.2), sharey=True)
+    for ax, slip in zip(axes[0], (0.0, 0.5)):
         env = envs.make("grid-fourrooms", slip=slip)
         distances = np.arange(1, env.distance.max() + 1)
         values = values_under_chance(env, discount, expectile)
@@ -216,16 +216,15 @@ def draw_chance(path, discount=0.95, expectile=0.9):
             ax.plot(distances, [v[env.distance == d].mean() for d in distances], line, lw=2,
                     label=name)
         ax.set(title=f"slip {slip:g}, expectile {expectile:g}", xlabel="distance to the goal")
-    axes[0].set_ylabel("exact value, mean")
-    axes[0].legend(fontsize=8)
+    axes[0, 0].set_ylabel("exact value, mean")
+    axes[0, 0].legend(fontsize=8)
     plots.save_figure(figure, path)
 
 
 def draw_comparison(path, env, learned, exact):
     """For each task a map of learned[:, g] (n,) above one of exact[:, g] in the same colours."""
     tasks = len(env.tasks)
-    figure, axes = plots.plt.subplots(2, tasks, squeeze=False, figsize=(3 * tasks, 5.4),
-                                      layout="constrained")
+    figure, axes = plots.panels(2, tasks, (3 * tasks, 5.4))
     for i, (_, goal) in enumerate(env.tasks):
         g = env.index[tuple(goal)]
         maps = {"V(s, g)": learned[:, g], "exact": exact[:, g]}
@@ -255,19 +254,27 @@ def show_exact_values(folder):
     print(f"wrote exact_values.png and chance.png to {os.path.abspath(folder)}")
 
 
-def compare_run(folder):
-    """`python -m lab.exact --run DIR`: picture, error and rank correlation of a finished run.
+def run_and_data(folder):
+    """A run of hiql.py on a maze -> `support.runs.Saved`, its maze, its data. ValueError: a run on
+    data alone, or data that have changed since."""
+    saved, env = hiql.restored(folder)
+    config = saved.config
+    if config.env == "none":
+        raise ValueError(f"{folder} is a run on data alone, which have no maze")
+    env, data = hiql.load_data(None, config, generators(config.seed, "data", "hide"), env)
+    if saved.agent.get("data", hiql.checksum(data)) != hiql.checksum(data):
+        raise ValueError(f"{folder}: the data are no longer those of the run")
+    return saved, env, data
 
-    ValueError if the run is not on a grid, or has not learned a value.
-    """
-    problem, agent = load_run(hiql, folder)
-    env, config, params = problem.env, problem.config, agent["params"]
+
+def compare_run(folder):
+    """`python -m lab.exact --run DIR`: picture, error and rank correlation of a run on a grid."""
+    saved, env, data = run_and_data(folder)
+    config, params = saved.config, saved.agent["params"]
     if not env.discrete:
         raise ValueError(f"{folder} is a run on {env.name}; exact values are those of grids")
-    if "value" not in params:
-        raise ValueError(f"{folder} holds an agent without the value of HIQL")
-    exact = exact_value(config, env, problem.data)
-    learned = value_table(env, lambda s, g: hiql.value_map(params, s, g, config))
+    exact = exact_value(config, env, data)
+    learned = value_table(env, lambda s, g: hiql.value_map(params, s, g, config, env))
     error, rank = compare_values(learned, exact)
     print(f"learned value of {env.name} against the exact one, {len(exact)} x {len(exact)} pairs "
           f"of state and goal: mean absolute error {error:.1%} of the range, rank correlation "

@@ -8,21 +8,27 @@ The columns of a line are those of the run's summary.json, and what it was made 
     commit      the code: hash of HEAD when the run began, "+" behind it if a *.py file differed;
                 "<=": recorded by that commit, so that the code is that commit's or an earlier one's
     versions    "python 3.11.7 numpy 2.4.6 ..."; "unknown" in lines that were written without
-    data        checksum of the data set (`support.offline.init_agent`), "-" if there is none
+    data        checksum of the data set (`hiql.checksum`), "-" if there is none
 A run that was resumed with other code or versions has both, joined by " then ".
 """
 
+import nets                             # first: it sets one BLAS thread before numpy loads
+
 import configparser
+import csv
+import json
 import os
 import re
 import shlex
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from support.files import read_json, read_rows, write_json, write_rows
 from support.flags import seed_range
-from support.run import HERE, code_and_versions, run_processes
+from support.runs import HERE, load_arrays, read_json, run_processes, write_json, write_rows
+
+EARLIER = "recorded: "          # what a row without a command begins with
 
 # --------------------------------------------------------------------------- experiments.ini
 
@@ -36,7 +42,8 @@ class Experiment:
     each: list              # columns shown for every seed too; default: the first of `columns`
     picture: list           # columns that `tables.draw_experiment` draws
     beside: list            # rows of other experiments to show first: NAME:ROW[:PART]
-    rows: dict              # {row: command line, without "python"}
+    rows: dict              # {row: command line, without "python"}; or EARLIER and what it was,
+                            # for a row of an earlier form that is shown and not run any more
     seeds: dict             # {row: seeds}; a line "ROW seeds = A-B" is for one row alone
     published: dict         # {row: what others report}, from lines "ROW published = TEXT"
 
@@ -49,18 +56,13 @@ def read_experiments():
         with open(os.path.join(HERE, "lab", "experiments.ini")) as file:
             ini.read_file(file)
     except (configparser.Error, OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"experiments.ini cannot be read: {' '.join(str(e).split())}") from None
+        raise ValueError(f"experiments.ini cannot be read: {e}") from None
     found = {}
     for name in ini.sections():
         try:
             found[name] = _experiment(ini[name])
         except ValueError as e:
             raise ValueError(f"experiments.ini, section {name}: {e}") from None
-    for name, experiment in found.items():
-        for reference in experiment.beside:
-            if not is_row(reference, found):
-                raise ValueError(f"experiments.ini, section {name}: {reference!r} is beside it, "
-                                 "which is no NAME:ROW of this file")
     return found
 
 
@@ -69,17 +71,16 @@ def _experiment(section):
         if not section.get(key, "").strip():
             raise ValueError(f"there is no line {key} = ...")
     of_all = ("title", "seeds", "columns", "each", "picture", "beside")
-    of_row = {key: key.rsplit(" ", 1)[0] for key in section if key.endswith((" seeds",
-                                                                            " published"))}
+    of_row = {key: key.rsplit(" ", 1)[0] for key in section
+              if key.endswith((" seeds", " published"))}
     rows = {key: x for key, x in section.items() if key not in of_all and key not in of_row}
     for key, row in of_row.items():
         if row not in rows:
             raise ValueError(f"there is a line {key!r}, but no row {row!r}")
     for row, command in rows.items():
-        if not re.match(r"[\w/]+\.py( |$)|-m [\w.]+( |$)", command):
+        if not re.match(rf"[\w/]+\.py( |$)|-m [\w.]+( |$)|{EARLIER}", command):
             raise ValueError(f"{row} = {command} is no command line, PROGRAM.py or -m MODULE and "
                              "flags")
-        shlex.split(command)                            # ValueError: a quote without its end
     columns = section["columns"].split()
     return Experiment(
         title=section["title"], columns=columns,
@@ -102,68 +103,52 @@ def is_row(reference, known):
 
 
 def command_line(command):
-    """A row's command -> (program, words): "hiql.py --steps 9" -> ([".../hiql.py"], ["--steps",
-    "9"]), "-m lab.td3" -> (["-m", "lab.td3"], [])."""
-    first, *words = shlex.split(command)
-    if first == "-m":
-        return [first, words[0]], words[1:]
-    return [os.path.join(HERE, first)], words
+    """A row's command -> (program, words): "hiql.py --steps 9" -> ("hiql.py", ["--steps", "9"]),
+    "-m lab.td3" -> ("-m lab.td3", [])."""
+    program, *words = shlex.split(command)
+    if program == "-m":
+        program = f"-m {words.pop(0)}"
+    return program, words
 
 
 # --------------------------------------------------------------------------- results
 
 
+def read_rows(path):
+    """The rows of a CSV file as dicts of strings; empty cells are "". ValueError: a row has more or
+    fewer cells than the first line."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    for i, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ValueError(f"row {i} of {path} has more or fewer cells than the first line")
+    return rows
+
+
 def recorded(name, folder=None):
     """(rows, {row: configuration}) of results/<name> or <folder>/<name>; both empty if not run.
 
-    rows: a dict of strings for each run. ValueError: a file without lines, one with two lines for
-    one row and seed, or one that `record` cannot have written.
+    rows: a dict of strings for each run. ValueError: two lines for one row and seed.
     """
     path = os.path.join(folder or os.path.join(HERE, "results"), name)
-    rows = read_rows(f"{path}.csv") if os.path.exists(f"{path}.csv") else []
-    if os.path.exists(f"{path}.csv") and not rows:
-        raise ValueError(f"{path}.csv has no lines of runs; remove it, or restore it")
-    for i, row in enumerate(rows, 1):
-        if not row.get("row") or not re.fullmatch(r"\d+", row.get("seed", "")):
-            raise ValueError(f"{path}.csv: row {i} has no name or no seed")
+    if not os.path.exists(f"{path}.csv"):
+        return [], {}
+    rows = read_rows(f"{path}.csv")
     runs = [(row["row"], int(row["seed"])) for row in rows]
-    if twice := [run for run in runs if runs.count(run) > 1]:
-        raise ValueError(f"{path}.csv: two lines for {twice[0][0]!r}, seed {twice[0][1]}")
-    configs = read_json(f"{path}.json") if os.path.exists(f"{path}.json") else {}
-    if not isinstance(configs, dict) or not all(isinstance(x, dict) for x in configs.values()):
-        raise ValueError(f"{path}.json does not hold a configuration for each row")
-    return rows, configs
+    for row, seed in runs:
+        if runs.count((row, seed)) > 1:
+            raise ValueError(f"{path}.csv: two lines for {row!r}, seed {seed}")
+    return rows, read_json(f"{path}.json")
 
 
 def numbers(run, column):
-    """The numbers in a cell of a run: a list, empty without that column or with an empty cell.
-
-    ValueError names the run if the cell holds anything else."""
-    try:
-        return [float(x) for x in run.get(column, "").split()]
-    except ValueError:
-        raise ValueError(f"{run.get('row', 'a row')}, seed {run['seed']}: {column} holds "
-                         f"{run[column]!r:.60}, which is no number") from None
-
-
-def commits_of(rows):
-    """{commit: how many of the rows are by its code}, in order of first appearance."""
-    found = [row.get("commit") or "unknown" for row in rows]
-    return {commit: found.count(commit) for commit in dict.fromkeys(found)}
-
-
-def say_if_mixed(name, rows):
-    """Print a note if rows of an experiment are by the code of several commits."""
-    found = commits_of(rows)
-    if len(found) > 1:
-        print(f"note: the rows of {name} are by the code of several commits: "
-              + ", ".join(f"{commit} ({n})" for commit, n in found.items()), flush=True)
+    """The numbers in a cell of a run: a list, empty without that column or with an empty cell."""
+    return [float(x) for x in run.get(column, "").split()]
 
 
 def record(name, rows, configs, folder=None):
     """Write rows and configurations where `recorded` reads them."""
     path = os.path.join(folder or os.path.join(HERE, "results"), name)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     write_rows(f"{path}.csv", rows)
     write_json(f"{path}.json", configs)
 
@@ -172,69 +157,62 @@ def run_experiment(name, jobs, seed=None, out=None):
     """Run what results/<name>.csv lacks, `jobs` processes at once -> labels of failed runs.
 
     As each run ends, its line is added to <name>.csv and its configuration without the seed to
-    <name>.json. seed, out: only this seed of every row, into <out>/<name>_seed<seed>.csv. A note is
-    printed if the lines are not all by the same commit's code. ValueError: a seed that is not the
-    experiment's, or a run folder begun by another command or damaged.
+    <name>.json. seed, out: only this seed of every row, into <out>/<name>_seed<seed>.csv.
+    ValueError: a seed that is not the experiment's.
     """
     experiment, file = read_experiments()[name], f"{name}_seed{seed}" if out else name
     planned = sorted(set().union(*experiment.seeds.values()))
     if seed is not None and seed not in planned:
         raise ValueError(f"seed {seed} is not one of {name}'s: {' '.join(map(str, planned))}")
-    runs_folder = os.path.join(out or "", "runs", name)
-    os.makedirs(runs_folder, exist_ok=True)
     rows, runs = recorded(file, out)[0], {}
     have = {(row["row"], int(row["seed"])) for row in rows}
     for s in planned if seed is None else [seed]:
         for row, command in experiment.rows.items():
-            if s not in experiment.seeds[row] or (row, s) in have:
-                continue
-            program, words = command_line(f"{command} --seed={s}")
-            folder = os.path.join(runs_folder, re.sub(r"\W+", "_", row) + f"_seed{s}")
-            runs[f"{row} seed {s}"] = program, words, folder
-            if _is_begun_by_another(program, words, folder):
-                raise ValueError(f"{folder} holds a run of another command than {command!r}; "
-                                 "remove it")
+            known = s not in experiment.seeds[row] or (row, s) in have
+            if not known and not command.startswith(EARLIER):
+                runs[f"{row} seed {s}"] = _run(name, row, command, s, out)
+    if not runs:
+        return []
+    os.makedirs(os.path.join(out or "", "runs", name), exist_ok=True)
 
-    def done(label, summary):
+    failed = list(runs)
+    for label, summary in run_processes(runs, jobs):
         row, folder = label.rsplit(" seed ", 1)[0], runs[label][2]
         rows, configs = recorded(file, out)             # another process may have added to them
-        begun = _begun(folder)
-        _add_configuration(configs, row, begun["config"], folder)
-        record(file, [*rows, {"row": row, **summary, **_made_with(begun, summary)}], configs, out)
+        config, made_with = _made_with(folder)
+        _add_configuration(configs, row, config, folder)
+        line = {"row": row, **summary, **made_with, "data": summary.get("data", "-")}
+        record(file, [*rows, line], configs, out)
+        failed.remove(label)
         print(label, f"success {summary['success']:.3f}" if "success" in summary else "done",
               flush=True)
-
-    say_if_mixed(name, rows + [code_and_versions()] * len(runs))
-    return run_processes(runs, jobs, done)
+    return failed
 
 
-def _begun(folder):
-    """What config.json of a run's folder holds; ValueError if it is not that of a run."""
-    path = os.path.join(folder, "config.json")
-    begun = read_json(path)
-    if not isinstance(begun, dict) or not isinstance(begun.get("config"), dict):
-        raise ValueError(f"{path} is not that of a run; remove {folder}")
-    return begun
+def _run(name, row, command, seed, out):
+    """(program, words, folder) of one run, for `run_processes`.
+
+    The folder's name has a checksum of the command: a run that was begun by another command is not
+    gone on with."""
+    program, words = command_line(command)
+    mark = f"{zlib.crc32(command.encode()):08x}"
+    folder = re.sub(r"\W+", "_", f"{row} {mark} seed{seed}")
+    return program, [*words, f"--seed={seed}"], os.path.join(out or "", "runs", name, folder)
 
 
-def _made_with(begun, summary):
-    """The columns commit, versions and data of a run, from its config.json and summary.json."""
-    parts = [begun, *begun.get("resumed", [])]
-    texts = {"commit": [part.get("commit", "unknown") for part in parts],
-             "versions": [" ".join(f"{name} {x}" for name, x in part.get("versions", {}).items())
-                          or "unknown" for part in parts]}
-    return {**{key: " then ".join(dict.fromkeys(x)) for key, x in texts.items()},
-            "data": summary.get("data", "-")}
-
-
-def _is_begun_by_another(program, words, folder):
-    """Whether a folder holds a run of another program, or of this one with other flags."""
-    if not os.path.exists(os.path.join(folder, "config.json")):
-        return False
-    begun = _begun(folder)
-    name = " ".join(program) if program[0] == "-m" else os.path.relpath(program[0], HERE)
-    return (begun.get("program", name) != name                  # older runs lack it
-            or begun.get("argv", [])[:len(words)] != words)
+def _made_with(folder):
+    """What a run's folder says: its configuration, and its columns commit and versions."""
+    path = os.path.join(folder, "checkpoint.npz")
+    if os.path.exists(path):
+        meta = json.loads(str(load_arrays(path, {"meta"})["meta"]))
+        parts = meta["history"]
+    else:                                               # lab.theory leaves no checkpoint
+        meta = read_json(os.path.join(folder, "config.json"))
+        parts = [meta]
+    commits = [part["commit"] for part in parts]
+    versions = [" ".join(f"{name} {x}" for name, x in part["versions"].items()) for part in parts]
+    return meta["config"], {"commit": " then ".join(dict.fromkeys(commits)),
+                            "versions": " then ".join(dict.fromkeys(versions))}
 
 
 def _add_configuration(configs, row, config, where):
@@ -269,13 +247,10 @@ def gather(folder):
             if int(row["seed"]) not in known[name].seeds.get(row["row"], []):
                 raise ValueError(f"{file}: row {row['row']!r} with seed {row['seed']} is not of "
                                  f"experiment {name}")
-            if row["row"] not in their_configs:
-                raise ValueError(f"{file[:-4]}.json lacks the configuration of {row['row']!r}")
             _add_configuration(configs, row["row"], their_configs[row["row"]],
                                os.path.join(folder, file))
         if new:
             record(name, rows + new, configs)
-            say_if_mixed(name, rows + new)
         added += len(new)
     return added
 

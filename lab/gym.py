@@ -1,7 +1,7 @@
 """HIRO on any environment with Gymnasium's reset and step and a Box of actions.
 
     import hiro, lab.gym
-    config = hiro.resolve({"steps": 100_000, "goal_range": 0})      # 0: measured in the warm-up
+    config = hiro.resolve({"steps": 100_000, "goal_range": 0})      # 0: measured before training
     result = lab.gym.train(env, config)                             # arrays: goal=..., position=...
     act = result.actor()                                            # one episode's policy
     action = act(observation)
@@ -12,9 +12,11 @@ arrays with one goal given. Success is info["success"] or info["is_success"].
 
 import hiro                             # first: it sets one BLAS thread before numpy loads
 
+from types import SimpleNamespace
+
 import numpy as np
 
-from support import online
+from support.runs import generators
 
 ENDLESS = 10_000                        # a longer episode is taken to have no time limit
 
@@ -24,8 +26,8 @@ class GymAdapter:
 
     Dict observations: the position is achieved_goal (P,); it is put before the entry observation
     unless that already begins with it. Arrays: the position is obs[position] (a slice or indices),
-    which is moved to the front, and goal (D,) is the task's. endless: steps after which an episode
-    is refused. ValueError: the environment lacks a Box of actions or a goal.
+    which is moved to the front, and goal (D,) is that of all episodes. endless: steps after which
+    an episode is refused. ValueError: the environment lacks a Box of actions or a goal.
     """
 
     def __init__(self, env, goal=None, position=slice(0, 2), endless=ENDLESS):
@@ -55,14 +57,15 @@ class GymAdapter:
     def observe(self, obs):
         """A dict of observation (S,), position first, achieved_goal (P,), desired_goal (D,)."""
         if isinstance(obs, dict):
-            s, p, task = (np.ravel(obs[k]) for k in ("observation", "achieved_goal",
-                                                     "desired_goal"))
-            s = s if self.begins else np.concatenate([p, s])
+            s, p, desired = (np.ravel(obs[k]) for k in ("observation", "achieved_goal",
+                                                        "desired_goal"))
+            if not self.begins:
+                s = np.concatenate([p, s])
         else:
-            o, task = np.ravel(obs), self.goal
+            o, desired = np.ravel(obs), self.goal
             p = o[self.position]
             s = np.concatenate([p, np.delete(o, self.position)])
-        return {"observation": s, "achieved_goal": p, "desired_goal": task}
+        return {"observation": s, "achieved_goal": p, "desired_goal": desired}
 
     def action(self, a):
         """a (A,) in [-1, 1] scaled to the environment's range, in the dtype of its actions."""
@@ -89,10 +92,40 @@ class GymAdapter:
         return getattr(self.env, "unwrapped", self.env)
 
 
+def _success(info):
+    return bool(info.get("success", info.get("is_success", False)))
+
+
 def _refuse_endless(time, endless):
     if time > endless:
         raise ValueError(f"an episode did not end in {time} steps; the environment needs a time "
                          "limit")
+
+
+def measure_goal_range(env, config):
+    """The 95th percentile of |move in c steps| on each axis of the position: (P,), at least 1e-6.
+
+    env: by the convention of `envs.GoalEnv`. It is played for config.warmup steps, which count
+    nowhere else, as in hiro's warm-up: one uniform action is held for c = config.subgoal_interval
+    steps. ValueError: no c steps in a row.
+    """
+    names = "init", "episodes", "explore", "batch", "measure"       # of hiro.train, and one more
+    rng, c = generators(config.seed, *names)["measure"], config.subgoal_interval
+    acting = SimpleNamespace(transition=lambda s, g, s1: g)         # of goals, which play no part
+    moves, step, over = [], 0, True
+    while step < config.warmup:
+        if over:
+            obs, _ = env.reset(seed=int(rng.integers(2**31)))
+            s, desired = hiro.read(obs)
+        window, over, _ = hiro.explore_window(env, s, desired, desired, acting, True, rng, config)
+        s = window["states"][-1]
+        step += len(window["actions"])
+        if len(window["actions"]) == c:
+            moves.append(np.abs(s - window["states"][0])[:len(obs["achieved_goal"])])
+    if not moves:
+        raise ValueError(f"the goal range cannot be measured: no {c} steps in a row (subgoal_"
+                         f"interval) in {config.warmup} (warmup); give a goal_range")
+    return np.maximum(np.quantile(moves, 0.95, axis=0), 1e-6)
 
 
 def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=None,
@@ -101,15 +134,19 @@ def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=
 
     goal, position: of `GymAdapter`. goal_range: half-width of the high-level policy's goals in
     units of the position, a number or (P,); without it config.goal_range holds, where 0 stands for
-    the 95th percentile of the warm-up's moves in c steps. run: a `support.run.Run`; without one
-    nothing is written. program: hiro or lab.td3.
+    `measure_goal_range`. run: a `support.runs.Run`; without one nothing is written. program: hiro
+    or lab.td3, which has no such goals.
     -> namespace with summary (dict), agent, and actor(), which returns a new episode's
     act(observation) -> action, both as the environment has them.
-    ValueError: what `GymAdapter` or `program.prepare` refuses, or a goal_range not above 0.
+    ValueError: what `GymAdapter`, `measure_goal_range` or `program.train` refuses.
     """
     adapter = GymAdapter(env, goal, position, max(config.steps, ENDLESS))
-    problem = program.prepare(config, env=adapter, evaluate=evaluate)
-    result = program.train(problem, run, goal_range)
+    parts = {}
+    if program is hiro:
+        if goal_range is None and not config.goal_range:
+            goal_range = measure_goal_range(adapter, config)
+        parts["goal_range"] = goal_range
+    result = program.train(adapter, config, run, evaluate=evaluate, **parts)
     actor = result.actor
 
     def of_the_environment():
@@ -120,34 +157,34 @@ def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=
     return result
 
 
-def evaluate(problem, agent):
+def evaluate(agent, env, config, actor):
     """Means over eval_episodes episodes, played one after the other -> summary, {}.
 
     success: at any step; success_last_step; final_distance: from achieved_goal to desired_goal, NaN
     if their sizes differ; return: the sum of the environment's rewards.
     """
-    config, env, results = problem.config, problem.env, []
     rng = np.random.default_rng([config.seed, int(agent["step"])])
-    actor = online.actors(problem, agent, rng)
+    acting, results = actor(agent, config), []
     for _ in range(config.eval_episodes):
         obs, _ = env.reset(seed=int(rng.integers(2**31)))
-        act, over, ever, total = actor(), False, False, 0.0
+        act, over, ever, total = acting(), False, False, 0.0
         while not over:
             obs, reward, terminated, truncated, info = env.step(act(obs))
-            over, total = terminated or truncated, total + float(reward)
-            success = bool(info.get("success", info.get("is_success", False)))
+            total += float(reward)
+            success = _success(info)
             ever = ever or success
-        p, task = (obs[k].astype(np.float32) for k in ("achieved_goal", "desired_goal"))
-        distance = np.linalg.norm(p - task) if len(task) == len(p) else np.nan
+            over = terminated or truncated
+        p, desired = (obs[k].astype(np.float32) for k in ("achieved_goal", "desired_goal"))
+        distance = np.linalg.norm(p - desired) if len(desired) == len(p) else np.nan
         results.append((ever, success, distance, total))
     names = "success", "success_last_step", "final_distance", "return"
     return dict(zip(names, np.mean(np.array(results, float), axis=0).tolist())), {}
 
 
 def evaluator(env, config, seed=0):
-    """evaluate(act) -> {"success"} for `hiql.train`, by config.eval_episodes episodes of a Gymnasium
-    environment with dict observations: the share in which info["success"] (or "is_success") was
-    ever true.
+    """evaluate(act) -> {"success"} for `hiql.train`, by config.eval_episodes episodes of an
+    environment by Gymnasium with dict observations: the share in which info["success"] (or
+    "is_success") was ever true.
 
     desired_goal (P,) is a position. With config.goal_indices it is the goal that HIQL is given;
     without them the goal is a whole state (d,), whose first entries are the position and whose
@@ -177,8 +214,9 @@ def evaluator(env, config, seed=0):
                     goal = np.pad(goal, ((0, 0), (0, s.shape[1] - goal.shape[1])))
                 obs, _, terminated, truncated, info = env.step(act(s, goal, t)[0])
                 told = told or "success" in info or "is_success" in info
-                ever = ever or bool(info.get("success", info.get("is_success", False)))
-                over, t = terminated or truncated or ever, t + 1
+                ever = ever or _success(info)
+                over = terminated or truncated or ever
+                t += 1
                 _refuse_endless(t, ENDLESS)
             results.append(ever)
         if not told:

@@ -7,23 +7,12 @@ A data set of a million rows is made when it is first asked for, and kept in dat
 the recipe that made it; a file there by another recipe, or by none, is set aside and not used.
 There is nothing to run here: `python hiql.py --env pointmaze-large-navigate-v0`.
 
-SETTINGS and FAST hold what the environments change in hiql.Config's defaults. The preset "paper"
-has OGBench's numbers, but a shorter training, smaller batches and networks [D12]. The preset "fast"
-differs further:
- D15 Encoding: beside the position the networks see a radial basis function (RBF) for each cell,
-     because RBFs separate neighbouring corridors from the first update on. Beside a state and its
-     goal they see the direction from one to the other, because RBFs alone blur the last steps to a
-     goal. On stitch data there is no direction: with it, the value learned from their short
-     trajectories leaks through walls. The authors' code and OGBench: positions alone.
- D16 Horizon and value goals, for paths of 200 to 600 steps: discount 0.997, on giant 0.998
-     (OGBench: 0.99, on giant 0.995); 70 % of the value goals from the trajectory's future and 10 %
-     random (OGBench: 50 and 30 %). On stitch data that future is drawn with the discount 0.99:
-     with 0.997 most goals would be the last of a trajectory's 200 rows.
- D17 Optimisation, for a shorter training: the value before the policies [D9] and tau 0.3 [D12];
-     Adam 1e-3, because with 2e-3 and RBFs half of the runs died early: their units never responded
-     again. The high-level policy is asked every 10 steps [D10], because asked at every step it
-     wavers between two paths of equal length. On stitch data its inverse temperature is 0.3: with
-     10, nearly all of its AWR weights would be at their bound of 100.
+How the environments differ from OGBench beside [D12]; reasons and effects: docs/deviations.md.
+ D15 Encoding: networks see radial basis functions (RBFs) of the position and, but on stitch data,
+     the direction from a state to its goal.
+ D16 Horizon and value goals: longer discounts, more goals from the trajectory's future.
+ D17 Optimisation: the value before the policies, tau, learning rate, interval of subgoals, and on
+     stitch data the high-level policy's inverse temperature.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -32,14 +21,13 @@ import json
 import os
 import sys
 import time
-from fnmatch import fnmatch
 from functools import cached_property
 
 import numpy as np
 
 import envs
 from support import datasets
-from support.files import load_arrays
+from support.runs import load_arrays
 
 RECIPE_VERSION = 1      # raised when `envs.collect` or the simulator makes other data than before
 
@@ -56,19 +44,7 @@ TELEPORT = """
 TELEPORT_TASKS = [((1, 10), (7, 1)), ((1, 1), (7, 10)), ((5, 6), (7, 10)), ((7, 1), (7, 10)),
                   ((5, 6), (7, 1))]
 
-# Keyed by patterns of environment names, of which later ones win. SETTINGS: with every preset.
-SETTINGS = {
-    "*": dict(discount=0.99, subgoal_steps=25, steps=45_000, train_flat=False, eval_episodes=50,
-              eval_interval=5000),
-    "*-giant-*": dict(discount=0.995),
-    "*-stitch-*": dict(actor_p_randomgoal=0.5),       # short trajectories
-}
-FAST = {                                # with the preset "fast", after SETTINGS [D15][D16][D17]
-    "*": dict(encoding="rbf+direction", discount=0.997, value_p_trajgoal=0.7, tau=0.3, lr=1e-3,
-              steps=30_000, policy_steps=15_000, subgoal_interval=10),
-    "*-giant-*": dict(discount=0.998),
-    "*-stitch-*": dict(encoding="rbf", goal_discount=0.99, high_alpha=0.3),
-}
+ENCODINGS = "position", "rbf", "direction", "rbf+direction"
 
 
 class OGBenchMaze(envs.PointMaze):
@@ -80,25 +56,91 @@ class OGBenchMaze(envs.PointMaze):
     outlets (`o`), drawn uniformly; the observation after that step is the first to show the jump,
     as in OGBench. An agent placed in an inlet jumps at its first step; OGBench's does not.
     The reward of `envs.GoalEnv` is -1 or 0; OGBench's is 0 or 1.
+    encoding: what networks see [D15], one of ENCODINGS; None: rbf on stitch names, else
+    rbf+direction. ValueError: there is no such encoding.
     """
 
-    symbols, connected = "#.io", False
-    left, stiffness, friction = 0.1772152, 3.0, 0.5
+    symbols = "#.io"
+    connected = False
+    left = 0.1772152
+    stiffness = 3.0
+    friction = 0.5
 
-    def __init__(self, name, layout, tasks=None):
+    def __init__(self, name, layout, tasks=None, encoding=None):
         if layout == "teleport":
-            layout, tasks = TELEPORT, TELEPORT_TASKS if tasks is None else tasks
+            layout = TELEPORT
+            tasks = TELEPORT_TASKS if tasks is None else tasks
         super().__init__(name, layout, speed=0.2, limit=1000, tasks=tasks)
-        self.inlets, self.outlets = (self.centre(np.argwhere(self.layout == x)) for x in "io")
+        self.inlets = self.centre(np.argwhere(self.layout == "i"))
+        self.outlets = self.centre(np.argwhere(self.layout == "o"))
+        self.giant = "-giant-" in name
+        self.stitch = "-stitch-" in name
+        if encoding is None:            # on stitch data the direction leaks values through walls
+            encoding = "rbf" if self.stitch else "rbf+direction"
+        if encoding not in ENCODINGS:
+            raise ValueError(f"unknown encoding {encoding!r}; known: {', '.join(ENCODINGS)}")
+        self.encoding = encoding
+        self.extra = 2 if "direction" in encoding else 0
+        # the published recipes; a trajectory of T rows holds T - 1 transitions
+        self.recipe = dict(kind="navigate", episodes=1000, rows=1001, noise=0.5)
+        if self.stitch:
+            self.recipe.update(kind="stitch", episodes=5000, rows=201)
+        elif self.giant:
+            self.recipe.update(episodes=500, rows=2001)
 
-    def settings(self, preset):
-        """SETTINGS of this name, with the preset "fast" also FAST, then those of the registry."""
-        changes = {}
-        for table in (SETTINGS, FAST) if preset == "fast" else (SETTINGS,):
-            for pattern, more in table.items():
-                if fnmatch(self.name, pattern):
-                    changes.update(more)
+    def settings(self, published=False):
+        """OGBench's settings, but a shorter training [D12]; unless published, tuned ones
+        [D16][D17]; then those of the registry."""
+        changes = dict(subgoal_steps=25, train_flat=False, eval_episodes=50, eval_interval=5000)
+        if self.stitch:
+            changes.update(actor_p_randomgoal=0.5)
+        if published:
+            changes.update(discount=0.995 if self.giant else 0.99, steps=45_000)
+        else:
+            changes.update(discount=0.998 if self.giant else 0.997, value_p_trajgoal=0.7, tau=0.3,
+                           lr=1e-3, steps=30_000, policy_steps=15_000, subgoal_interval=10)
+            if self.stitch:
+                changes.update(goal_discount=0.99, high_alpha=0.3)
         return {**changes, **self.defaults}
+
+    def see_positions(self):
+        self.encoding, self.extra = "position", 0
+
+    def encode(self, obs, dtype=np.float32):
+        """Positions (..., 2), with rbf followed by 3 exp(-|x - m|^2 / (2 b^2)), b = 3/4 side, for
+        the centre m of each cell: (..., 2 + cells), the RBFs in float32 [D15].
+
+        Wall cells have RBFs too, so that the encoding does not reveal where walls are.
+        """
+        x = super().encode(obs, dtype)
+        if "rbf" not in self.encoding:
+            return x
+        at = x.astype(np.float32)               # factors by axis are those of float32
+        centres_x, centres_y = self._centres
+        width = 0.75 * self.side
+        along_x = np.exp(-0.5 * ((at[..., :1] - centres_x) / width) ** 2)
+        along_y = np.exp(-0.5 * ((at[..., 1:] - centres_y) / width) ** 2)
+        rbf = 3 * along_y[..., :, None] * along_x[..., None, :]         # factors by axis
+        rbf[rbf < 1e-30] = 0            # subnormal numbers would make products ten times slower
+        return np.concatenate([x, rbf.reshape(*x.shape[:-1], -1)], -1)
+
+    @cached_property
+    def _centres(self):
+        """x of each column's cells and y of each row's, float32."""
+        rows, columns = self.walls.shape
+        x = self.centre([(0, column) for column in range(columns)])[:, 0]
+        y = self.centre([(row, 0) for row in range(rows)])[:, 1]
+        return x.astype(np.float32), y.astype(np.float32)
+
+    def pair(self, s, g):
+        """[s; g], with direction also 6 x / sqrt(|x|^2 + 4), where x = g - s in positions: near the
+        goal 3 x, far from it 6 x / |x|; it turns from one to the other around |x| = 2, half a cell
+        [D15]."""
+        if not self.extra:
+            return super().pair(s, g)
+        x = g[..., :2] - s[..., :2]
+        direction = 6 * x / np.sqrt((x * x).sum(-1, keepdims=True) + 4)
+        return np.concatenate([s, g, direction], -1)
 
     def dataset(self, rng=None, folder="datasets"):
         """The data set, the same for every seed (rng is not used), kept in `folder`.
@@ -107,7 +149,8 @@ class OGBenchMaze(envs.PointMaze):
         row by row. A file NAME.npz there that records another recipe or none, such as the published
         one, gets a name with its date, and a new one is made. ValueError: the file is damaged.
         """
-        path, made_by = os.path.join(folder, f"{self.name}.npz"), self.made_by()
+        path = os.path.join(folder, f"{self.name}.npz")
+        made_by = self.made_by()
         if os.path.exists(path) and recipe_of(path) != made_by:
             date = time.localtime(os.path.getmtime(path))
             aside = f"{path}.{time.strftime('%Y%m%d-%H%M%S', date)}"
@@ -115,7 +158,8 @@ class OGBenchMaze(envs.PointMaze):
             print(f"{path} was not made by today's recipe: it is now {aside}, and --dataset reads "
                   "it there", flush=True)
         if not os.path.exists(path):
-            size, rows = "{episodes} x {rows} rows".format(**self.recipe), self.recipe["rows"]
+            rows = self.recipe["rows"]
+            size = f"{self.recipe['episodes']} x {rows} rows"
 
             def progress(done):
                 if sys.stdout.isatty() and (done % 20 == 0 or done == rows):
@@ -163,7 +207,7 @@ class OGBenchMaze(envs.PointMaze):
         """
         step = self._step(s, a)
         s = (np.array(s, float) if rng is None else self.jump(s, rng)) + step
-        depth, normal = self._contacts(s)[:2]
+        depth, normal, _ = self._contacts(s)
         touch = np.flatnonzero((depth > 0).any(1))
         s[touch] += self._soften(np.maximum(depth[touch], 0), normal[touch])
         return s
@@ -189,61 +233,9 @@ class OGBenchMaze(envs.PointMaze):
         return u
 
 
-class RadialBasis(envs.Encoding):
-    """Beside the position 3 exp(-|x - m|^2 / (2 b^2)), b = 3/4 side, for the centre m of each cell.
-
-    Wall cells have RBFs too, so that the encoding does not reveal where walls are [D15].
-    """
-
-    def __init__(self, env):
-        rows, columns = env.walls.shape
-        y = env.centre([(i, 0) for i in range(rows)])[:, 1].astype(np.float32)
-        x = env.centre([(0, j) for j in range(columns)])[:, 0].astype(np.float32)
-        self.centres, self.width = (x, y), 0.75 * env.side
-
-    def __call__(self, x):
-        """Positions (..., 2) -> (..., 2 + cells, walls included)."""
-        along_x, along_y = (np.exp(-0.5 * ((x[..., axis, None] - m) / self.width) ** 2)
-                            for axis, m in enumerate(self.centres))     # factors by axis
-        rbf = 3 * along_y[..., :, None] * along_x[..., None, :]
-        rbf[rbf < 1e-30] = 0            # subnormal numbers would make products ten times slower
-        return np.concatenate([x, rbf.reshape(*x.shape[:-1], -1)], -1)
-
-
-class GoalDirection(envs.Encoding):
-    """Beside a state and its goal the direction d = 6 x / sqrt(|x|^2 + 4), x = g - s.
-
-    Near the goal d is 3 x, far from it 6 x / |x|; it turns from one to the other around |x| = 2,
-    half a cell [D15].
-    """
-
-    extra = 2
-
-    def pair(self, s, g):
-        x = g[..., :2] - s[..., :2]
-        return np.concatenate([s, g, 6 * x / np.sqrt((x * x).sum(-1, keepdims=True) + 4)], -1)
-
-
-class RadialBasisAndDirection(GoalDirection, RadialBasis):
-    """RBFs beside the position, and the direction beside a state and its goal."""
-
-
 def recipe_of(path):
     """The recipe that a data set's file records; None if it has none or cannot be read."""
     try:
         return str(load_arrays(path, {"recipe"})["recipe"])
     except (KeyError, ValueError):
         return None
-
-
-def make_encoding(name, env):
-    """The envs.Encoding of that name for a point maze; ValueError if there is none."""
-    if env.discrete:
-        raise ValueError(f"the encoding {name} is for point mazes, not {env.name}")
-    if name == "rbf":
-        return RadialBasis(env)
-    if name == "direction":
-        return GoalDirection()
-    if name == "rbf+direction":
-        return RadialBasisAndDirection(env)
-    raise ValueError(f"unknown encoding {name!r}; known: position, rbf, direction, rbf+direction")

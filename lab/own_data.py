@@ -13,7 +13,6 @@ position (`--goal-indices 0,1`, the default here) or a whole state, the position
 
 import hiql                             # first: it sets one BLAS thread before numpy loads
 
-import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -21,11 +20,9 @@ import numpy as np
 
 import envs
 import lab.gym
-from support import offline
-from support.flags import NOT_NEGATIVE, POSITIVE, option
-from support.run import main
-
-COUNTER = "update"
+from support.datasets import DataAlone
+from support.flags import INDICES, NOT_NEGATIVE, POSITIVE, option, parse, refuse_unused
+from support.runs import Program, one_line_errors, open_run, read_run, run_seeds, show
 
 
 class PointMass:
@@ -124,7 +121,7 @@ class Config(hiql.Config):
 
     env: str = option("none", "always none: the environment is the --world", ("none",))
     goal_indices: tuple = option((0, 1), "entries of a state that make a goal: the position; none: "
-                                 "the whole state", hiql.INDICES)
+                                 "the whole state", INDICES)
     world: str = option("point-mass", "point-mass, or the name of a PointMaze of "
                         "gymnasium-robotics")
     eval_episodes: int = option(50, "episodes of an evaluation", POSITIVE)
@@ -133,20 +130,46 @@ class Config(hiql.Config):
     noise: float = option(0.5, "std of the controller's noise", NOT_NEGATIVE)
 
 
+PROGRAM = Program("-m lab.own_data", Config, "update", hiql.ACTING)
+
+
 def resolve(given):
-    """A whole Config, as `hiql.resolve`; --quick collects less, too."""
+    """A whole Config, as `hiql.resolve`; --quick collects less, too. ValueError also: a dataset."""
     less = {"episodes": 50} if given.get("quick") else {}
-    return hiql.resolve({"env": "none", **less, **given}, Config)
+    config = hiql.resolve({"env": "none", **less, **given}, Config)
+    refuse_unused(config, Config(), {"dataset": "a --world, whose data are collected"})
+    return config
 
 
-def prepare(config, checkpoint=None):
-    """The problem of a config: data of the world, and episodes there as the evaluation."""
+def evaluator(config):
+    """The evaluation in the config's world, with starts and goals of its own."""
+    return lab.gym.evaluator(make(config.world)[0], config, seed=config.seed + 1)
+
+
+def train(config, run=None):
+    """A whole run, as `hiql.train`, on data of the world and with episodes there."""
     data = collect(config.world, config.episodes, config.rows, config.noise, config.seed)
-    evaluate = lab.gym.evaluator(make(config.world)[0], config, seed=config.seed + 1)
-    return hiql.prepare(config, checkpoint, data=data, evaluate=evaluate)
+    return hiql.train(data, config, evaluator(config), run)
 
 
-evaluate_checkpoint = offline.evaluate_checkpoint
+def evaluate_saved(folder):
+    """The evaluation of a saved run. ValueError: it has no policy yet."""
+    saved = read_run(PROGRAM, folder)
+    env = DataAlone.restored(saved.agent["units"], saved.config.goal_indices)
+    return hiql.evaluate_saved(saved, env, evaluate=evaluator(saved.config))
+
+
+def main():
+    given, call = parse(PROGRAM, __doc__, hiql.WORDS)
+    with one_line_errors():
+        if call.eval:
+            return show(evaluate_saved(call.eval))
+        config = resolve(given)
+        if call.seeds:
+            return run_seeds(PROGRAM, call, given, config)
+        with open_run(PROGRAM, call, config) as run:
+            train(run.config, run)
+
 
 if __name__ == "__main__":
-    main(sys.modules[__name__])
+    main()

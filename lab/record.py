@@ -16,9 +16,8 @@ import sys
 
 import numpy as np
 
-from support.files import load_arrays
 from support.flags import Parser, exit_with_error
-from support.run import HERE
+from support.runs import HERE, load_arrays
 
 MAZES = "medium", "large", "giant", "teleport"
 

@@ -18,6 +18,8 @@ Rows are named NAME:ROW. NAME:ROW:PART is the agent that was trained beside ROW,
 default:hiql:flat has the columns flat_... of default:hiql.
 """
 
+import nets                             # first: it sets one BLAS thread before numpy loads
+
 import argparse
 import glob
 import os
@@ -28,12 +30,11 @@ import sys
 import numpy as np
 from scipy.stats import bootstrap, trim_mean
 
-from lab.experiments import (commits_of, cost, gather, is_row, numbers, parts_of,
-                             read_experiments, recorded, run_experiment)
-from support.files import write_text
-from support.plots import plt, save_figure
-from support.flags import Parser, exit_with_error
-from support.run import HERE
+from lab.experiments import (EARLIER, cost, gather, is_row, numbers, parts_of, read_experiments,
+                             recorded, run_experiment)
+from support.flags import Parser, filled
+from support.plots import panels, save_figure
+from support.runs import HERE, one_line_errors, write
 
 PROGRAM = "python -m lab.tables"
 
@@ -91,8 +92,6 @@ def estimate(x):
 
     For two or three seeds "mean (lowest to highest)", the plain mean; for one the number.
     """
-    if not x:
-        return ""
     numbers = (np.mean(x), min(x), max(x)) if len(x) < 4 else interval(x)
     middle, low, high = (f"{v:.3g}" if v < 1000 else f"{v:.0f}" for v in numbers)
     spread = f" ({low} to {high})" if len(x) < 4 else f" [{low}, {high}]"
@@ -129,7 +128,8 @@ def compare(one, other):
 def table(name):
     """The markdown table of an experiment: title, a line for each row, source.
 
-    A table of one row and more than eight columns is transposed.
+    A table of one row and more than eight columns is transposed. Rows without a command (EARLIER)
+    are marked, and explained below.
     """
     experiment, rows, shown = read_experiments()[name], recorded(name)[0], shown_rows(name)
     if not rows:
@@ -140,23 +140,36 @@ def table(name):
              *(f"{c.replace('_', ' ')}, each seed" for c in experiment.each), "seeds", "minutes"]
     heads += ["mean", "published"] * bool(experiment.published)
     lines = [heads]
+    earlier = {row: text.removeprefix(EARLIER) for row, text in experiment.rows.items()
+               if text.startswith(EARLIER)}
     for row, (runs, planned) in shown.items():
-        cells = [row, *(_cell(runs, c, c in lists) for c in experiment.columns),
+        cells = [row + " (earlier form)" * (row in earlier),
+                 *(_cell(runs, c, c in lists) for c in experiment.columns),
                  *(" ".join(_short(r, c) for r in runs) for c in experiment.each),
                  _seeds(runs, planned), _minutes(runs)]
         if experiment.published:
-            mean = np.mean(_one_each(runs, experiment.each[0]))
+            mean = _array(runs, experiment.each[0]).mean()
             cells += [f"{mean:.3f}", experiment.published.get(row, "")]
         lines.append(cells)
     if len(lines) == 2 and len(heads) > 8:
         lines = list(zip(*lines))
     seeds = sorted({int(r["seed"]) for r in rows})
-    source = f"Seeds {' '.join(map(str, seeds))}; `results/{name}.csv`, by `{PROGRAM} run {name}`"
-    commits = commits_of(rows)
-    if set(commits) != {"unknown"}:
-        source += ", code of " + ", ".join(
-            f"`{commit}`" + f" ({n} rows)" * (len(commits) > 1) for commit, n in commits.items())
-    return "\n".join([experiment.title, "", *_markdown(lines), "", f"{source}."])
+    source = (f"Seeds {' '.join(map(str, seeds))}; `results/{name}.csv`, by `{PROGRAM} run {name}`"
+              f", code of {_commits(rows)}.")
+    if earlier:
+        source += "\nRows of an earlier form of the code are kept and not run any more."
+    for row, text in earlier.items():
+        source += f" *{row}*: {text}."
+    return "\n".join([experiment.title, "", *_markdown(lines), "", source])
+
+
+def _commits(rows):
+    """The commits whose code made the rows, and how many rows each has made."""
+    found = [row.get("commit") or "unknown" for row in rows]
+    names = list(dict.fromkeys(found))
+    if len(names) == 1:
+        return f"`{names[0]}`"
+    return ", ".join(f"`{name}` ({found.count(name)} rows)" for name in names)
 
 
 def _markdown(lines):
@@ -167,25 +180,14 @@ def _markdown(lines):
 
 def _array(runs, column):
     """The numbers in a column, (seeds that have some, length); ValueError if lengths differ."""
-    found = [x for r in runs if (x := numbers(r, column))]
-    if len(set(map(len, found))) > 1:
-        raise ValueError(f"{runs[0].get('row')}: {column} has not as many numbers in each seed")
-    return np.array(found)
-
-
-def _one_each(runs, column):
-    """One number of each run; ValueError if a run has none, or a list."""
-    x = _array(runs, column)
-    if x.shape != (len(runs), 1):
-        raise ValueError(f"{runs[0].get('row')}: {column} is not one number in each seed")
-    return x[:, 0].tolist()
+    return np.array([x for r in runs if (x := numbers(r, column))])
 
 
 def _cell(runs, column, is_list):
     x = _array(runs, column)
     if not len(x):
         return ""
-    text = " ".join(f"{mean:.2f}" for mean in x.mean(0)) if is_list else estimate(x[:, 0].tolist())
+    text = " ".join(f"{mean:.2f}" for mean in x.mean(0)) if is_list else estimate(x[:, 0])
     return text + f" ({len(x)} of {len(runs)} seeds)" * (len(x) < len(runs))
 
 
@@ -199,7 +201,7 @@ def _seeds(runs, planned):
 
 
 def _minutes(runs):
-    return f"{np.mean(_one_each(runs, 'train_seconds')) / 60:.1f}"
+    return f"{_array(runs, 'train_seconds').mean() / 60:.1f}"
 
 
 # README's first table, {line: the row it shows}; and {such a row: the row with the published
@@ -217,10 +219,11 @@ PUBLISHED_SETTINGS = {"ogbench:large-navigate": "ogbench_agents:hiql, published 
 
 def headline():
     """The table of HEADLINE: success, its range over seeds, the success published by OGBench, the
-    success of the published settings here, minutes."""
+    success of the published settings here, minutes. Rows without runs are left out."""
     lines = [["task", "success", "lowest to highest seed", "published", "published settings here",
               "minutes"]]
-    lines += [[task, *_headline_cells(reference)] for task, reference in HEADLINE.items()]
+    lines += [[task, *_headline_cells(reference)] for task, reference in HEADLINE.items()
+              if runs_of(reference)]
     shown = [*HEADLINE.values(), *PUBLISHED_SETTINGS.values()]
     files = ", ".join(dict.fromkeys(f"`results/{parts_of(x)[0]}.csv`" for x in shown))
     return "\n".join([*_markdown(lines), "", "Success: interquartile mean over seeds [95 % "
@@ -232,13 +235,11 @@ def _headline_cells(reference):
     experiment, runs = read_experiments()[name], runs_of(reference)
     published = re.search(r"\bHIQL (\d+)", experiment.published.get(row, ""))       # in %
     published = f"{int(published[1]) / 100:.2f}" if published else "-"
-    settings = PUBLISHED_SETTINGS.get(reference)
-    settings = estimate(_one_each(runs_of(settings), "success")) if settings else ""
-    if not runs:
-        return "not run yet", "-", published, settings or "-", "-"
-    x, seeds = _one_each(runs, "success"), _seeds(runs, len(experiment.seeds[row]))
-    return (estimate(x), f"{min(x):.2f} to {max(x):.2f} ({seeds} seeds)", published,
-            settings or "-", _minutes(runs))
+    settings = runs_of(PUBLISHED_SETTINGS.get(reference, "none"))
+    settings = estimate(_array(settings, "success")[:, 0]) if settings else "-"
+    x, seeds = _array(runs, "success")[:, 0], _seeds(runs, len(experiment.seeds[row]))
+    return (estimate(x), f"{min(x):.2f} to {max(x):.2f} ({seeds} seeds)", published, settings,
+            _minutes(runs))
 
 
 # --------------------------------------------------------------------------- report
@@ -287,7 +288,10 @@ def _renewed(kind, what, file):
 
 
 def renew():
-    """Renew README.md, every docs/*.md and the pictures; nothing is written if a mark is wrong."""
+    """Renew README.md, every docs/*.md and the pictures; nothing is written if a mark is wrong.
+
+    A picture is drawn if its file is missing or its table has changed, since another version of
+    matplotlib would draw every file a little differently."""
     texts = {}
     for path in [os.path.join(HERE, "README.md"),
                  *sorted(glob.glob(os.path.join(glob.escape(HERE), "docs", "*.md")))]:
@@ -295,11 +299,14 @@ def renew():
             old = file.read()
         texts[path] = old, report(old, os.path.relpath(path, HERE))
     for name, experiment in read_experiments().items():
-        if experiment.picture and recorded(name)[0]:
+        drawn = os.path.exists(os.path.join(HERE, "pictures", f"{name}.png"))
+        same = drawn and any(table(name) in old for old, _ in texts.values())
+        if experiment.picture and recorded(name)[0] and not same:
             draw_experiment(name)
+            print(f"drew pictures/{name}.png")
     for path, (old, new) in texts.items():
         if new != old:
-            write_text(path, new)
+            write(path, new)
             print(f"renewed the tables of {os.path.relpath(path, HERE)}")
     if all(old == new for old, new in texts.values()):
         print("every table is up to date")
@@ -315,20 +322,20 @@ def draw_experiment(name):
     thin line for each seed under their mean. A column of numbers has one panel: for each row the
     seeds as dots, and below them their interquartile mean and its interval.
     """
-    rows, panels = shown_rows(name), []                 # panels: (column, {row: (seeds, length)})
+    rows, shown = shown_rows(name), []                  # a panel: (column, {row: (seeds, length)})
     for column in read_experiments()[name].picture:
         runs = {row: _array(seeds, column) for row, (seeds, _) in rows.items()}
         runs = {row: x for row, x in runs.items() if len(x)}
         single = all(x.shape[1] == 1 for x in runs.values())
-        panels += [(column, runs)] * bool(runs) if single else [
-            (column, {row: x}) for row, x in runs.items()]
-    if not panels:
-        return
-    size = 3.2 * len(panels), max(2.8, 0.35 * max(len(runs) for _, runs in panels))
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
-    curves = [x for _, runs in panels for x in runs.values() if x.shape[1] > 1]
+        if single and runs:
+            shown.append((column, runs))
+        else:
+            shown += [(column, {row: x}) for row, x in runs.items()]
+    size = 3.2 * len(shown), max(2.8, 0.35 * max(len(runs) for _, runs in shown))
+    figure, axes = panels(1, len(shown), size)
+    curves = [x for _, runs in shown for x in runs.values() if x.shape[1] > 1]
     top = max((np.nanmax(x) for x in curves), default=0)
-    for ax, (column, runs) in zip(axes[0], panels):
+    for ax, (column, runs) in zip(axes[0], shown):
         label = column.removesuffix("_curve").replace("_", " ")
         (row, x), *_ = runs.items()
         if x.shape[1] == 1:
@@ -388,9 +395,9 @@ def _parser(names):
     commands = p.add_subparsers(dest="command")
     run = commands.add_parser("run", help="run what is missing of an experiment")
     run.add_argument("name", choices=names)
-    run.add_argument("--jobs", type=int, help="processes at once (default 2)")
-    run.add_argument("--seed", type=int, help="this seed alone, in one process; wants --out")
-    run.add_argument("--out", metavar="DIR", help="where --seed writes NAME_seedN.csv")
+    run.add_argument("--jobs", type=int, help="processes at once (default 2, with --seed 1)")
+    run.add_argument("--seed", type=int, help="this seed alone; wants --out")
+    run.add_argument("--out", metavar="DIR", type=filled, help="where --seed writes NAME_seedN.csv")
     renewal = commands.add_parser("report", help="renew the tables and pictures from results/")
     renewal.add_argument("--gather", metavar="DIR", help="add what `run --seed --out DIR` wrote")
     two = commands.add_parser("compare", help="the difference of two rows, with its interval")
@@ -401,27 +408,29 @@ def _parser(names):
 
 def main():
     """Run the command in sys.argv. `run` exits with 1 if a run failed; bad input exits with 2."""
-    try:
-        given = _parser(list(read_experiments())).parse_args()
+    with one_line_errors():
+        p = _parser(list(read_experiments()))
+        given = p.parse_args()
         if given.list:
-            return list_experiments()
-        if given.command is None:
-            raise ValueError("say run NAME, report, compare NAME:ROW NAME:ROW, or --list")
-        if given.command == "compare":
-            return print("\n".join(compare(given.one, given.other)))
-        if given.command == "report":
+            list_experiments()
+        elif given.command == "compare":
+            print("\n".join(compare(given.one, given.other)))
+        elif given.command == "report":
             if given.gather is not None:
                 print(f"{gather(given.gather)} new rows from {given.gather}")
-            return renew()
-        one_seed = given.seed is not None or given.out is not None
-        if one_seed and (given.seed is None or not given.out or given.jobs is not None):
-            raise ValueError("--seed and --out DIR go together, without --jobs")
-        if given.jobs is not None and given.jobs < 1:
-            raise ValueError(f"--jobs must be at least 1, not {given.jobs}")
-        jobs = 1 if one_seed else given.jobs or 2
-        sys.exit(1 if run_experiment(given.name, jobs, given.seed, given.out) else 0)
-    except (ValueError, OSError, MemoryError) as e:
-        exit_with_error(str(e) or "there is not enough memory", PROGRAM)
+            renew()
+        elif given.command == "run":
+            if (given.seed is None) != (given.out is None):
+                p.error("--seed and --out go together")
+            jobs = given.jobs
+            if jobs is None:
+                jobs = 2 if given.seed is None else 1
+            if jobs < 1:
+                p.error(f"--jobs must be at least 1, not {jobs}")
+            if run_experiment(given.name, jobs, given.seed, given.out):
+                sys.exit(1)
+        else:
+            p.error("say run NAME, report, compare NAME:ROW NAME:ROW, or --list")
 
 
 if __name__ == "__main__":

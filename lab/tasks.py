@@ -31,8 +31,9 @@ class FourRoomsTask(envs.GoalEnv):
         without it a wrong action is repeated for ever.
     """
 
-    settings = dict(subgoal_interval=3, goal_range=3.0, low_noise=0.5, eval_noise=0.5,
-                    high_discount=0.9, high_noise=1.0, noise_correlation=0.0)           # [E17]
+    settings = dict(subgoal_interval=3, goal_range=3.0, low_noise=0.5, high_discount=0.9,
+                    high_noise=1.0, noise_correlation=0.0)                              # [E17]
+    eval_noise = 0.5                                                                    # [E17]
     goal_terminates = False
 
     def __init__(self):
@@ -102,26 +103,32 @@ class BlockTask(envs.GoalEnv):
     fallen block, and below one that has not fallen.
     Start (0, 0) + U(-0.1, 0.1)^2, one goal; 500 steps, which the goal does not end. Reward: minus
     the Euclidean distance. Reached: within 2.5, both for success at any step and at the last one.
-    E19 Layouts are the authors' (create_maze_env.py), at half their scale. Differences: the block
-        is observed (there it is not, but time is), because a policy without memory cannot know
-        otherwise whether the way is free. It is observed through `block_seen`, because the places
-        where it is jammed for good and where it is free differ by as little as 0.05, in inputs of
-        about 10. The agent is a square of a quarter of a corridor's width: a point slips past the
-        block too easily. Training is on the test goal (their *_single; *_multi: uniform goals).
-        Reached within 2.5, half of their 5, as is the scale: in front of a jammed block the agent
-        is 3.9 away.
+    E19 Layouts are the authors' (maze_env_utils.construct_maze), at half their scale; training is
+        on the test goal, as in the paper (B.2.2, B.2.3) and their *_single (*_multi: uniform
+        goals). Differences: the block is observed (there it is not, but time is), because a policy
+        without memory cannot know otherwise whether the way is free. It is observed through
+        `block_seen`, because the places where it is jammed for good and where it is free differ by
+        as little as 0.05, in inputs of about 10. The agent is a square of a quarter of a corridor's
+        width: a point slips past the block too easily. The block's half-width is, at this scale,
+        2.00 in their Push and 1.98 in their Fall. Reached within 2.5, half of their 5, as is the
+        scale: in front of a jammed block the agent is 3.9 away.
     """
 
     settings = dict(steps=80_000, tanh_penalty=0.05)                                    # [E20]
-    goal_terminates, goals_in_walls = False, True
-    agent_half, block_half, high, low = 0.5, 1.95, 2.25, 0.25           # half-widths; z
+    goal_terminates = False
+    goals_in_walls = True
+    agent_half = 0.5                                                    # half-widths
+    block_half = 1.95
+    high = 2.25                                                         # z
+    low = 0.25
 
     def __init__(self, name, layout, first, block, pushed_along, goal):
         super().__init__(BlockMaze(name, layout, first))
         self.pushed_along = pushed_along
-        self.block_start, self.test_goal = self.maze.centre(block), np.array([goal])
+        self.block_start = self.maze.centre(block)
+        self.test_goal = np.array([goal])
         self.chasm = self.maze.layout == "c"
-        self.closed = np.stack([~self.chasm, self.maze.walls])          # [0]: to what is low
+        self.closed = np.stack([~self.chasm, self.maze.walls])  # [0]: to what is low, else [1]
 
     def draw(self, rng, n):
         return rng.uniform(-0.1, 0.1, (n, 2)), self.test_goal.repeat(n, 0)
@@ -139,8 +146,9 @@ class BlockTask(envs.GoalEnv):
         return -distance
 
     def begin(self, starts):
-        agent, block = (np.insert(x, 2, self.high, axis=1) for x in (
-            starts, np.tile(self.block_start, (len(starts), 1))))
+        blocks = np.tile(self.block_start, (len(starts), 1))
+        agent = np.insert(starts, 2, self.high, axis=1)
+        block = np.insert(blocks, 2, self.high, axis=1)
         row, column = np.moveaxis(self._cells(agent, self.agent_half), -1, 0)
         fits = ~(self.closed[1, row, column].any(1) | self._overlap(agent, block)
                  | self.chasm[row, column].all(1))
@@ -153,8 +161,10 @@ class BlockTask(envs.GoalEnv):
         return s[..., :self.test_goal.shape[1]]
 
     def move(self, s, a):
-        step, s = self.maze._step(s, a), np.array(s, float)
-        agent, block, touch = s[:, :3], s[:, 3:], self.agent_half + self.block_half
+        step = self.maze._step(s, a)
+        s = np.array(s, float)
+        agent, block = s[:, :3], s[:, 3:]               # views: they are changed in place
+        touch = self.agent_half + self.block_half
         for k in (0, 1):
             ahead = np.sign(step[:, k])
             agent[:, k] = self._slide(agent, k, step[:, k], self.agent_half)
@@ -177,7 +187,8 @@ class BlockTask(envs.GoalEnv):
 
     def _slide(self, s, k, step, half):
         """Coordinates k (N,) of squares at s (N, 3) after steps (N,) along k, up to the walls."""
-        moved, ahead = s.copy(), np.sign(step)
+        ahead = np.sign(step)
+        moved = s.copy()
         moved[:, k] += step
         cells = self._cells(moved, half)
         hit = self.closed[(s[:, 2] == self.high).astype(int)[:, None], cells[..., 0],

@@ -3,7 +3,7 @@
     python -m lab.td3               on point-umaze; takes the flags of hiro.py, see `Config`
     python -m lab.td3 --env grid-fourrooms
 
-s is the state, D the task's goal. A run takes about a minute on point-umaze; it leaves logs,
+s is the state, D the episode's goal. A run takes about a minute on point-umaze; it leaves logs,
 checkpoint, summary and pictures in runs/.
 
 Deviation E18: discount 0.99, exploration noise 0.3 (on the grid 0.5), the rest as HIRO's low level;
@@ -13,20 +13,18 @@ one action is held for c steps, as in hiro.py.
 
 import hiro                             # first: it sets one BLAS thread before numpy loads
 
-import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 
-from support import online
-from support.flags import flag_of
-from support.run import main
+import envs
+from hiro import draw_steps, explore_window, name_of, read, replay_add, schedule, td3_update
+from support.flags import parse, refuse_unused
+from support.runs import Program, Run, generators, one_line_errors, open_run, run_seeds, say, show
 
-COUNTER = "step"
-OF_THE_HIERARCHY = ("correction", "candidates", "goal_at_window_end", "relabel_low_goals",
-                    "pretrain", "see_position", "goal_range", "high_discount", "high_noise",
-                    "noise_correlation", "high_updates")
+OF_THE_HIERARCHY = ("correction", "goal_range", "high_discount", "high_noise", "noise_correlation",
+                    "high_updates")
 
 
 @dataclass
@@ -37,14 +35,16 @@ class Config(hiro.Config):
     """
 
 
+PROGRAM = Program("-m lab.td3", Config, "step", ("low/online/actor", "goal_range", "step"),
+                  hiro.DEPARTED)
+
+
 def resolve(given):
     """A whole Config, as `hiro.resolve`. ValueError also: changed settings OF_THE_HIERARCHY."""
-    changes = {"low_discount": Config.high_discount, "low_noise": 0.3}          # [E18]
+    changes = {"low_discount": Config.high_discount, "low_noise": 0.3}                  # [E18]
     config = hiro.resolve(given, Config, changes)
-    meant = hiro.resolve({"env": config.env}, Config, changes)
-    for name in OF_THE_HIERARCHY:
-        if getattr(config, name) != getattr(meant, name):
-            raise ValueError(f"{flag_of(name)} is for hiro.py; td3 has no hierarchy")
+    plain = hiro.resolve({"env": config.env}, Config, changes)
+    refuse_unused(config, plain, dict.fromkeys(OF_THE_HIERARCHY, "lab.td3, it has no hierarchy"))
     return config
 
 
@@ -53,63 +53,104 @@ def sample(replay, rng, config):
 
     Shapes as in `hiro.td3_target`; m is 0 after a true termination, else 1.
     """
-    w, i, last = hiro.draw_steps(replay, rng, config.batch_size, config.subgoal_interval)
-    s, s1, task = replay["states"][w, i], replay["states"][w, i + 1], replay["task"][w]
-    return {"observations": np.concatenate([s, task], -1), "actions": replay["actions"][w, i],
+    w, i, last = draw_steps(replay, rng, config.batch_size, config.subgoal_interval)
+    s, s1 = replay["states"][w, i], replay["states"][w, i + 1]
+    desired = replay["desired_goal"][w]
+    return {"observations": np.concatenate([s, desired], -1), "actions": replay["actions"][w, i],
             "rewards": np.float32(config.reward_scale) * replay["rewards"][w, i],
             "masks": np.where(last, replay["mask"][w], np.float32(1)),
-            "next_observations": np.concatenate([s1, task], -1)}
+            "next_observations": np.concatenate([s1, desired], -1)}
 
 
-def policies(agent, config):
-    """The policy as the low level of `hiro.policies`: its goal is the task's and stays the same."""
-    def low(s, task):
-        x = np.concatenate([s, task], -1)
-        return hiro.policy(agent["low"]["online"]["actor"], x)[0]
+class Actor(hiro.Actor):
+    """The policy as a low level: its goal is the episode's and stays the same."""
 
-    return SimpleNamespace(high=lambda s, task: task, low=low, transition=lambda s, g, s1: g,
-                           hierarchical=False)
+    hierarchical = False
+
+    def high(self, s, desired):
+        return desired
+
+    def transition(self, s, g, s1):
+        return g
 
 
-def learn(env, agent, config, rngs):
-    """TD3: act for c steps, store, update once for each step.
+def init_agent(config, sizes, rng):
+    """A new agent, one tree of arrays: networks, replay, steps so far; goal_range has no effect.
 
-    Yields ({"low_loss": value}, whether the episode is over) every c steps.
+    sizes: S, P, D, A of state, position, episode's goal and action.
     """
-    acting, rng = policies(agent, config), rngs["batch"]
-    while agent["step"] < config.steps:
-        s, task, _, over = *online.begin_episode(env, rngs, agent), False
-        while not over:
-            warm, row = bool(agent["step"] < config.warmup), {}
-            window, over, terminated = hiro.explore_window(env, s, task, task, acting, warm,
-                                                           rngs["explore"], config)
-            hiro.replay_add(agent["replay"], window, terminated, False)
-            s = window["states"][-1]
-            agent["step"] += len(window["actions"])
-            updates, _, rate = hiro.schedule(agent["step"], window, config)
-            for _ in range(updates):
-                batch = sample(agent["replay"], rng, config)
-                row["low_loss"] = hiro.td3_update(agent["low"], batch, rng, config.low_discount,
-                                                  rate, config)
-            yield row, over
-
-
-def init_agent(problem, rngs):
-    """A new agent, one tree of arrays: the networks and the replay; goal_range has no effect."""
-    config, (S, _, D, A), c = problem.config, problem.sizes, problem.config.subgoal_interval
-    return {"low": hiro.td3_init(rngs["init"], S + D, A, config), "step": np.zeros((), np.int64),
+    (S, _, D, A), c = sizes, config.subgoal_interval
+    return {"low": hiro.td3_init(rng, S + D, A, config),
             "replay": hiro.replay_init(config.capacity // c, c, S, D, D, A),
-            "goal_range": np.ones(D, np.float32)}
+            "goal_range": np.ones(D, np.float32), "step": np.zeros((), np.int64)}
 
 
-def prepare(config, checkpoint=None, env=None, **parts):
-    """The problem that `train` solves, as `hiro.prepare`."""
-    return online.prepare(config, checkpoint, env, **{
-        "title": "td3, one policy without hierarchy", "agent": "td3", "init_agent": init_agent,
-        "learn": learn, "policies": policies, **parts})
+@np.errstate(over="ignore", invalid="ignore")           # run.step refuses what is not finite
+def train(env, config, run=None, *, evaluate=hiro.evaluate):
+    """A whole run: act for c steps, store, update once for each step. Arguments, result and errors
+    as of `hiro.train`."""
+    run, env = run or Run(PROGRAM, config), env or envs.make_task(config.env)
+    say(f"{name_of(env)}, seed {config.seed}: td3, one policy without hierarchy; "
+        f"{config.steps:,} environment steps")
+    rngs = generators(config.seed, "init", "episodes", "explore", "batch")
+    agent = init_agent(config, hiro.sizes_of(env), rngs["init"])
+    run.begin(agent, rngs, config.steps, config.warmup)     # one to go on with gets its agent
+
+    level, replay, acting = agent["low"], agent["replay"], Actor(agent, config)
+    explore, rng = rngs["explore"], rngs["batch"]
+    step, every = int(agent["step"]), config.eval_interval
+    due = (step // every + 1) * every
+    while step < config.steps:
+        s, desired = read(env.reset(seed=int(rngs["episodes"].integers(2**31)))[0])
+        explore.normal(size=len(desired))       # hiro's goal noise: keeps the numbers of old runs
+        over = False
+        while not over:                                     # a window
+            warm, row = step < config.warmup, {}
+            window, over, terminated = explore_window(env, s, desired, desired, acting, warm,
+                                                      explore, config)
+            replay_add(replay, window, terminated)
+            s = window["states"][-1]
+            step += len(window["actions"])
+            agent["step"][...] = step
+            if step >= config.warmup:
+                rate = schedule(step, config)
+                for _ in window["actions"]:
+                    batch = sample(replay, rng, config)
+                    row["low_loss"] = td3_update(level, batch, rng, config.low_discount, rate,
+                                                 config)
+            run.step(step, row)
+        if due <= step < config.steps:
+            due = (step // every + 1) * every
+            if step >= config.warmup:
+                run.evaluated(step, evaluate(agent, env, config, Actor)[0])
+            run.save(agent, rngs)
+        elif run.stopped:
+            run.save(agent, rngs)
+
+    found, episodes = evaluate(agent, env, config, Actor)
+    run.evaluated(step, found)
+    run.save(agent, rngs)
+    summary = {"env": name_of(env), "agent": "td3", "seed": config.seed, "env_steps": step, **found,
+               **hiro.summarise(run.logs, step), "episodes": config.eval_episodes,
+               "train_seconds": round(run.seconds(), 1)}
+    if run.folder:
+        hiro.draw(run, env, config, acting, episodes)
+    run.finish(summary)
+    return SimpleNamespace(summary=summary, agent=agent,
+                           actor=Actor(agent, config, getattr(env, "eval_noise", 0.0)))
 
 
-train, evaluate_checkpoint = online.train, online.evaluate_checkpoint
+def main():
+    given, call = parse(PROGRAM, __doc__, hiro.WORDS)
+    with one_line_errors():
+        if call.eval:
+            return show(hiro.evaluate_saved(call.eval, PROGRAM, Actor))
+        config = resolve(given)
+        if call.seeds:
+            return run_seeds(PROGRAM, call, given, config)
+        with open_run(PROGRAM, call, config) as run:
+            train(None, run.config, run)
+
 
 if __name__ == "__main__":
-    main(sys.modules[__name__])
+    main()

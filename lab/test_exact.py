@@ -9,28 +9,23 @@ import nets                             # first: it sets one BLAS thread before 
 import dataclasses
 import os
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import envs
 import hiql
-from lab import exact
+from lab import exact, hiql_variants
 from support import plots
-from support.run import generators
-from test_all import chain
+from support.runs import Run, generators, read_run
 
 
-def run(*words):
-    """`python -m lab.exact` in this process; returns the exit code."""
-    old, sys.argv = sys.argv, ["exact.py", *map(str, words)]
-    try:
-        return exact.main()
-    except SystemExit as e:
-        return e.code
-    finally:
-        sys.argv = old
+def chain(*trajectories):
+    """A data set on the top corridor of grid-fourrooms: columns visited, as trajectories."""
+    obs = np.concatenate([[(1, column) for column in t] for t in trajectories])
+    terminals = np.zeros(len(obs), bool)
+    terminals[np.cumsum([len(t) for t in trajectories]) - 1] = True
+    return envs.Dataset(obs.astype(np.float32), np.zeros(len(obs), int), terminals)
 
 
 # ------------------------------------------------------------------------------ exact values
@@ -95,20 +90,19 @@ def test_luck_makes_the_action_free_expectile_optimistic():
 # ------------------------------------------------ sampling and value loss against the exact ones
 
 
-@pytest.mark.parametrize("reached_by, discounts", [
-    ("index", {"discount": 0.7}), ("state", {"discount": 0.9, "goal_discount": 0.7})])
-def test_sampled_goals_have_the_counted_distribution(reached_by, discounts):
+@pytest.mark.parametrize("sample, by_state, discounts", [
+    (hiql.sample, False, {"discount": 0.9, "goal_discount": 0.7}),
+    (hiql_variants.reached_by_state, True, {"discount": 0.7})])
+def test_sampled_goals_have_the_counted_distribution(sample, by_state, discounts):
     """2 million draws of `sample` against `goal_counts`, for every (s, move, g) and success."""
     env, rng = envs.make("grid-fourrooms"), np.random.default_rng(0)
     data = chain((1, 2, 3, 3, 2), (5, 4, 4, 4, 3, 2, 1), (2, 3))
-    config = hiql.resolve({"env": env.name, "batch_size": 2_000_000,
-                           "goal_reached_by": reached_by, **discounts})
-    at_goal, go_on = exact.goal_counts(env, data, 0.7, 0.2, 0.5, reached_by)
-    assert exact.exact_value(config, env, data) == pytest.approx(
-        exact.expectile_values(env, at_goal, go_on, config.discount, config.expectile),
-        nan_ok=True)
+    config = hiql.resolve({"env": env.name, "batch_size": 2_000_000, **discounts})
+    at_goal, go_on = exact.goal_counts(env, data, 0.7, 0.2, 0.5, by_state)
+    v = exact.expectile_values(env, at_goal, go_on, config.discount, config.expectile)
+    assert by_state or exact.exact_value(config, env, data) == pytest.approx(v, nan_ok=True)
     assert at_goal.sum() + go_on.sum() == pytest.approx(1)
-    batch = hiql.sample(data, rng, config)
+    batch = sample(data, rng, config, env)
     s, s1, g = (env.number(batch[name]) for name in ("observations", "next_observations",
                                                      "value_goals"))
     move = (env.neighbours[s] == s1[:, None]).argmax(1)
@@ -119,14 +113,14 @@ def test_sampled_goals_have_the_counted_distribution(reached_by, discounts):
     np.testing.assert_allclose(drawn_on, go_on.ravel(), atol=2e-3)
 
 
-def train_value(env, data, config, loss=hiql.value_loss, seed=0):
-    """Parameters after `hiql.learn` of the value alone, by this loss."""
-    rngs = generators(seed, "init", "flat", "batch")
-    problem = SimpleNamespace(config=config, env=env, data=data, losses={"value": loss})
-    agent = {"params": hiql.init_params(config, env, data, rngs), "update": 0}
-    for _ in hiql.learn(problem, agent, rngs["batch"]):
-        pass
-    return agent["params"]
+def train_value(env, data, config, loss=hiql.value_loss):
+    """Parameters after updates of the value alone, by this loss."""
+    rngs = generators(0, "init", "flat", "batch")
+    params = hiql.init_params(config, env, data, rngs)
+    agent = {"params": params, "optimiser": hiql.init_optimiser(params), "update": 0}
+    for _ in range(config.steps):
+        hiql.update(agent, data, rngs["batch"], config, env, {"value": loss})
+    return params
 
 
 def value_errors(env, data, config, params):
@@ -137,7 +131,7 @@ def value_errors(env, data, config, params):
     one of the shortest-path moves.
     """
     truth = exact.exact_value(config, env, data)
-    v = exact.value_table(env, lambda s, g: hiql.value_map(params, s, g, config))
+    v = exact.value_table(env, lambda s, g: hiql.value_map(params, s, g, config, env))
     best = v[env.neighbours].argmax(1)[:, None]                     # (n, 1, n) moves
     chosen = np.take_along_axis(truth[env.neighbours], best, 1)[:, 0]
     span, apart = np.nanmax(truth) - np.nanmin(truth), ~np.eye(len(v), dtype=bool)
@@ -156,15 +150,14 @@ def test_value_learns_the_exact_fixed_point():
     error, rank, _, _ = value_errors(env, data, config, train_value(env, data, config))
     assert error < 0.05 and rank > 0.97
 
-    def no_mask(params, batch, config):
-        return hiql.value_loss(params, {**batch, "masks": np.ones_like(batch["masks"])}, config)
+    def no_mask(params, batch, *setting):
+        return hiql.value_loss(params, {**batch, "masks": 0 * batch["masks"] + 1}, *setting)
 
-    def no_reward(params, batch, config):
-        return hiql.value_loss(params, {**batch, "rewards": np.zeros_like(batch["rewards"])},
-                               config)
+    def no_reward(params, batch, *setting):
+        return hiql.value_loss(params, {**batch, "rewards": 0 * batch["rewards"]}, *setting)
 
-    def flipped(params, batch, config):
-        return hiql.value_loss(params, batch, dataclasses.replace(config, expectile=0.1))
+    def flipped(params, batch, config, env):
+        return hiql.value_loss(params, batch, dataclasses.replace(config, expectile=0.1), env)
 
     config = dataclasses.replace(config, expectile=0.9)
     for lesion in (no_mask, no_reward, flipped):
@@ -176,9 +169,9 @@ def test_value_learns_the_exact_fixed_point():
 def test_exactness_on_four_rooms():
     """Every state-goal pair of grid-fourrooms against the exact fixed point."""
     config = hiql.resolve({"env": "grid-fourrooms", "steps": 8000, "train_flat": False})
-    problem = hiql.prepare(config)
-    error, rank, best, nearer = value_errors(problem.env, problem.data, config, train_value(
-        problem.env, problem.data, config))
+    env, data = hiql.load_data(None, config, generators(0, "data", "hide"))
+    params = train_value(env, data, config)
+    error, rank, best, nearer = value_errors(env, data, config, params)
     print(f"error {error:.3f} of the range, rank {rank:.4f}, best moves {best:.3f}, "
           f"shortest-path moves {nearer:.3f}")
     assert error <= 0.05 and rank >= 0.98 and best >= 0.95
@@ -198,56 +191,50 @@ def test_two_values_are_compared_by_hand():
     assert (table == env.distance).all()                        # rows are states, columns goals
 
 
-def test_program_draws_and_compares(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for wrong, words in ((("a", "--run", "b"), "give FOLDER or --run DIR, not both"),
-                         (("--run", "b"), "b holds no run"),
-                         (("--rnu", "b"), "did you mean --run")):
-        assert run(*wrong) == 2
-        assert words in capsys.readouterr().err
-    assert not os.listdir(tmp_path)
-    small = envs.collect(envs.make("grid-fourrooms"), np.random.default_rng(0), episodes=50,
-                         rows=60)
-    monkeypatch.setattr(envs.Maze, "dataset", lambda env, rng: small)
-    monkeypatch.setattr(exact, "draw_chance", lambda path: open(path, "w").close())
-    assert not run("pictures")
-    assert sorted(os.listdir("pictures")) == ["chance.png", "exact_values.png"]
-    assert "of the two fixed points: " in capsys.readouterr().out
-
-
-def test_chance_is_drawn(monkeypatch):
-    """Without slips two curves are one; with slips the action-free one lies above the optimum."""
+def test_the_pictures_show_the_exact_values(monkeypatch, small_data):
+    """Of the four rooms: the optimum, the fixed point of the loss and that of the data's policy."""
     figures = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
-    exact.draw_chance("")
-    sure, slippery = ([line.get_ydata() for line in ax.lines] for ax in figures[0].axes)
-    steps = np.arange(1, len(sure[0]) + 1)
-    np.testing.assert_allclose(sure[0], exact.optimal_value(steps, 0.95), atol=1e-6)
-    assert exact.optimal_value(2, 0.5) == -1.5 and exact.optimal_value(0, 0.9) == 0
-    np.testing.assert_allclose(sure[1], sure[2], atol=1e-6)
-    optimal, over_actions, action_free = slippery
-    assert (over_actions < optimal)[4:].all() and (action_free > optimal)[4:].all()
-
-
-def test_a_run_is_compared_with_the_exact_value(tmp_path, monkeypatch, capsys):
-    """The exact value itself as the learned one has no error; other runs are refused."""
     env = envs.make("grid-fourrooms")
-    data = envs.collect(env, np.random.default_rng(0), episodes=50, rows=60)
-    config = hiql.resolve({"env": env.name})
-    problem, agent = SimpleNamespace(env=env, data=data, config=config), {"params": {"value": {}}}
-    truth, figures = exact.exact_value(config, env, data), []
-    monkeypatch.setattr(exact, "load_run", lambda program, folder: (problem, agent))
-    monkeypatch.setattr(hiql, "value_map", lambda params, s, g, config: truth[
+    fixed_point, behaviour = exact.draw_exact_values("", env, env.dataset(np.random.default_rng(0)))
+    maps = [ax.images[0].get_array() for ax in figures[0].axes[:3]]
+    g = env.index[tuple(env.tasks[0][1])]
+    for drawn, v in zip(maps, (exact.optimal_value(env.distance, 0.95), fixed_point, behaviour)):
+        assert (drawn[~env.walls] == v[:, g]).all()
+    assert np.nanmean(np.abs(fixed_point - behaviour)) > 0.5
+
+
+def test_a_run_is_compared_with_the_exact_value(tmp_path, monkeypatch, capsys, small_data):
+    """On the data of the run. The exact value as the learned one has no error; runs that are not on
+    grids, or whose data have changed, are refused."""
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["exact.py", *map(str, words)])
+        exact.main()
+
+    monkeypatch.setattr(hiql, "draw", lambda *_: None)
+    folder, figures = tmp_path / "run", []
+    config = hiql.resolve({"env": "grid-fourrooms", "quick": True, "steps": 1, "seed": 3})
+    hiql.train(None, config, run=Run(hiql.PROGRAM, config, str(folder)))
+    _, env, data = exact.run_and_data(folder)
+    truth = exact.exact_value(config, env, data)
+    monkeypatch.setattr(hiql, "value_map", lambda params, s, g, config, env: truth[
         env.number(s), env.number(g)])
     save = plots.save_figure
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: (
         figures.append(figure), save(figure, path)))
-    assert not run("--run", tmp_path)
+    run("--run", folder)
     assert "error 0.0% of the range, rank correlation 1.0000" in capsys.readouterr().out
-    assert os.listdir(tmp_path) == ["value_exact.png"]
+    assert os.path.exists(folder / "value_exact.png")
     maps = [ax.images[0].get_array() for ax in figures[0].axes[:10]]
     assert all((maps[i] == maps[5 + i]).all() for i in range(5))
-    agent["params"] = {"low": {}}
-    assert run("--run", tmp_path) == 2 and "without the value" in capsys.readouterr().err
-    problem.env = envs.make("point-medium")
-    assert run("--run", tmp_path) == 2 and "those of grids" in capsys.readouterr().err
+    other = env.dataset(np.random.default_rng(9))
+    monkeypatch.setattr(envs, "collect", lambda env, rng, **recipe: other)
+    for words, message in ((("a", "--run", "b"), "give FOLDER or --run DIR, not both"),
+                           (("--run", folder), "the data are no longer those of the run")):
+        with pytest.raises(SystemExit):
+            run(*words)
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr(exact, "run_and_data", lambda folder: (read_run(
+        hiql.PROGRAM, folder), envs.make("point-medium"), data))
+    with pytest.raises(ValueError, match="exact values are those of grids"):
+        exact.compare_run(folder)

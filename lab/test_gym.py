@@ -5,8 +5,6 @@
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -20,7 +18,7 @@ class Field:
     of (a - 2) / 4, success within 0.5 of the goal, the end beyond 6."""
 
     def __init__(self, keys=True, apart=False):
-        self.keys, self.apart, self.seeds, self.lengths = keys, apart, [], []
+        self.keys, self.apart, self.seeds = keys, apart, []
         self.action_space = type("Box", (), {"low": np.zeros(2), "high": np.full(2, 4.0)})()
 
     def observe(self):
@@ -33,13 +31,11 @@ class Field:
         rng = np.random.default_rng(seed)
         self.s, self.goal, self.time = np.zeros(2), rng.uniform(-3, 3, 2), 0
         self.seeds.append(seed)
-        self.lengths.append(0)
         return self.observe(), {}
 
     def step(self, action):
         assert (action >= 0).all() and (action <= 4).all()
         self.s, self.time = self.s + (action - 2) / 4, self.time + 1
-        self.lengths[-1] += 1
         distance = np.linalg.norm(self.s - self.goal)
         return (self.observe(), -distance, bool(np.abs(self.s).max() > 6), self.time >= 25,
                 {"is_success": distance < 0.5})
@@ -61,33 +57,24 @@ def field_config(program=hiro, **changes):
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_any_environment_with_dict_observations(apart, capsys):
+def test_any_environment_with_dict_observations(apart):
     """Windows are the episodes' own: cut by truncation (bootstrap) or termination (none)."""
     env = Field(apart=apart)
     result = lab.gym.train(env, field_config())
-    assert capsys.readouterr().out.startswith(
-        "Field, seed 0: hiro, with off-policy correction; 600 environment steps\n")
     replay, n = result.agent["replay"], int(result.agent["replay"]["count"])
     assert replay["states"].shape[2] == 3                   # position, time: the position once
     length = replay["length"][:n]
-    assert 600 <= length.sum() < 625 and length.max() == 5
+    assert 600 <= length.sum() < 625 and length.max() == 5      # those of the measurement are not
     s = replay["states"][np.arange(n), length]
     out = np.abs(s[:, :2]).max(1) > 6
     assert (replay["mask"][:n] == ~out).all() and 0 < out.sum() < n
-    training = np.array(env.lengths)[[i for i, k in enumerate(env.lengths) if k]]
-    assert set(training) - {25} and sorted(length[length < 5]) == sorted(
-        k % 5 for k in (s[:, 2][out]).astype(int) if k % 5)
+    assert sorted(length[length < 5]) == sorted(k % 5 for k in s[:, 2][out].astype(int) if k % 5)
     a = replay["actions"][:n, 0]                            # in [-1, 1]; the plane moves by half
     np.testing.assert_allclose(replay["states"][:n, 1, :2] - replay["states"][:n, 0, :2], a / 2,
                                atol=1e-5)
-    assert result.summary["env"] == "Field"
-    assert set(result.summary) >= {"success", "success_last_step", "final_distance", "return",
-                                   "env_steps"}
-    act = result.actor()
-    assert act(env.reset(seed=1)[0]).shape == (2,)
-    result = lab.gym.train(env, field_config(eval_noise=0.5))
-    obs = env.reset(seed=1)[0]
-    assert (result.actor()(obs) != result.actor()(obs)).any()   # episodes have their own noise
+    obs, acting = env.reset(seed=1)[0], hiro.Actor(result.agent, field_config())
+    seen = lab.gym.GymAdapter(env).observe(obs)
+    np.testing.assert_allclose(result.actor()(obs), 2 + 2 * acting()(seen))    # in its own units
 
 
 def test_an_environment_of_its_own_kind(monkeypatch):
@@ -117,27 +104,60 @@ def test_an_environment_of_its_own_kind(monkeypatch):
 
 
 def test_any_environment_with_array_observations():
-    """The position anywhere in the array, one goal given; the range of goals is measured."""
-    env = Field(keys=False)
-    result = lab.gym.train(env, field_config(), goal=[1.0, 2.0], position=slice(1, 3))
+    """The position anywhere in the array, one goal given."""
+    result = lab.gym.train(Field(keys=False), field_config(), goal=[1.0, 2.0],
+                           position=slice(1, 3))
     replay, n = result.agent["replay"], int(result.agent["replay"]["count"])
-    goal_range = result.agent["goal_range"]
-    assert (replay["task"][:n] == [1, 2]).all()
-    states, length = replay["states"], replay["length"]
-    np.testing.assert_array_equal(states[0, :6, 2], np.arange(6))       # time comes last
-    warm = np.flatnonzero((np.cumsum(length[:n]) - length[:n] < 200) & (length[:n] == 5))
-    moved = np.abs(states[warm, 5, :2] - states[warm, 0, :2])
-    np.testing.assert_allclose(goal_range, np.quantile(moved, 0.95, axis=0), rtol=1e-5)
-    assert (np.abs(replay["goal"][:n]) <= goal_range + 1e-6).all()
-    given = lab.gym.train(Field(), field_config(steps=250), goal_range=[1.0, 0.5])
-    assert given.agent["goal_range"].tolist() == [1.0, 0.5]
+    assert (replay["desired_goal"][:n] == [1, 2]).all()
+    np.testing.assert_array_equal(replay["states"][0, :6, 2], np.arange(6))    # time comes last
 
 
-def test_td3_on_any_environment(capsys):
+def test_the_range_of_goals_is_measured_before_training():
+    """Of whole windows: a uniform action is held for 10 steps, of up to 1/2 along x and 1/4 along
+    y; episodes of 25 steps end with a window of 5."""
+    class Slow(Bounded):
+        def step(self, action):
+            self.pushes.append(action)
+            return super().step((action - 2) * [1, 0.5] + 2)
+
+    env = Slow()
+    env.pushes = []
+    config = field_config(subgoal_interval=10, warmup=5000, steps=6000, low_noise=0.0)
+    found = lab.gym.measure_goal_range(lab.gym.GymAdapter(env), config)
+    pushes = np.array(env.pushes[1:]).reshape(200, 25, 2)       # without the adapter's own step
+    held = pushes[:, [0, 10]].reshape(400, 2)
+    assert (pushes[:, :20].reshape(400, 10, 2) == held[:, None]).all()
+    assert len(np.unique(held, axis=0)) == 400
+    moved = 10 / 4 * np.abs(held - 2) * [1, 0.5]
+    np.testing.assert_allclose(found, np.quantile(moved, 0.95, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found, [0.95 * 5, 0.95 * 2.5], rtol=0.05)
+
+
+def test_goals_have_the_range_that_was_measured_or_given():
+    config = field_config(steps=250)
+    agent = lab.gym.train(Field(), config).agent
+    measured = lab.gym.measure_goal_range(lab.gym.GymAdapter(Field()), config)
+    np.testing.assert_array_equal(agent["goal_range"], np.float32(measured))
+    agent = lab.gym.train(Field(), config, goal_range=[1.0, 0.5]).agent
+    assert agent["goal_range"].tolist() == [1.0, 0.5]
+    assert lab.gym.train(Field(), field_config(steps=250, goal_range=3.0)).agent[
+        "goal_range"].tolist() == [3, 3]
+
+
+def test_a_range_that_cannot_be_measured():
+    class Along(Bounded):                               # moves along x alone
+        def step(self, action):
+            return super().step(np.array([action[0], 2]))
+
+    found = lab.gym.measure_goal_range(lab.gym.GymAdapter(Along()), field_config())
+    assert found[0] > 1 and found[1] == 1e-6            # never 0
+    with pytest.raises(ValueError, match="no 26 steps in a row"):
+        lab.gym.train(Bounded(), field_config(subgoal_interval=26))
+
+
+def test_td3_on_any_environment():
     result = lab.gym.train(Field(), field_config(td3, steps=250), program=td3)
-    assert result.agent["goal_range"].tolist() == [1, 1]    # has none: nothing is measured
     assert result.summary["agent"] == "td3" and result.summary["env"] == "Field"
-    assert "Field, seed 0: td3, one policy without hierarchy" in capsys.readouterr().out
     a = result.actor()(Field().reset(seed=1)[0])
     assert a.shape == (2,) and (0 <= a).all() and (a <= 4).all()
 
@@ -177,72 +197,39 @@ def test_evaluation_by_hand():
             self.goal = np.array([1.0, 0.0])
             return self.observe(), {}
 
-    adapter = lab.gym.GymAdapter(Given())
-    config = field_config(eval_episodes=2)
-    problem = hiro.prepare(config, env=adapter, evaluate=lab.gym.evaluate)
-    right = np.array([[1.0, 0.0]])
-    problem.policies = lambda agent, config: type("Acting", (), {
-        "high": lambda s, task: task, "low": lambda s, g: right, "transition": lambda s, g, s1: g})
-    seen, episodes = problem.evaluate(problem, {"step": np.array(0)})
+    adapter, config = lab.gym.GymAdapter(Given()), field_config(eval_episodes=2)
+    right = np.array([1.0, 0.0])
+
+    def evaluate():
+        return lab.gym.evaluate({"step": np.array(0)}, adapter, config,
+                                lambda agent, config: lambda: lambda obs: right)
+
+    seen, episodes = evaluate()
     x = np.arange(0.5, 6.51, 0.5)                       # the end is beyond 6, after 13 steps
     assert episodes == {} and seen == {
         "success": 1.0, "success_last_step": 0.0, "final_distance": 5.5,
         "return": pytest.approx(-np.abs(x - 1).sum())}
-    right[:] = [[-1.0, 0.0]]                            # away from the goal
-    seen, _ = problem.evaluate(problem, {"step": np.array(0)})
-    assert seen == {"success": 0.0, "success_last_step": 0.0, "final_distance": 7.5,
-                    "return": pytest.approx(-np.abs(x + 1).sum())}
-    right[:], plain = [[1.0, 0.0]], adapter.env.step    # an environment that tells no success
+    right[:] = [-1.0, 0.0]                              # away from the goal
+    assert evaluate()[0] == {"success": 0.0, "success_last_step": 0.0, "final_distance": 7.5,
+                             "return": pytest.approx(-np.abs(x + 1).sum())}
+    right[:], plain = [1.0, 0.0], adapter.env.step      # an environment that tells no success
     adapter.env.step = lambda a: (*plain(a)[:4], {})
-    assert problem.evaluate(problem, {"step": np.array(0)})[0]["success"] == 0
+    assert evaluate()[0]["success"] == 0
 
 
 def test_evaluation_draws_from_the_seed_and_the_step_alone():
-    """Starts and noise: new for each evaluation and episode, the same in the same one; the
-    generators of training are left alone."""
-    class Recorded(Bounded):
-        def step(self, action):
-            self.pushes.append(action)
-            return super().step(action)
+    """Starts are new for each evaluation and episode, the same in the same one."""
+    env = Bounded()
+    adapter = lab.gym.GymAdapter(env)
 
-    env, zero = Recorded(), np.zeros((1, 2))
-    env.pushes = []
-    problem = hiro.prepare(field_config(eval_noise=0.3, eval_episodes=2),
-                           env=lab.gym.GymAdapter(env), evaluate=lab.gym.evaluate)
-    problem.policies = lambda agent, config: SimpleNamespace(
-        high=lambda s, task: zero, low=lambda s, g: zero, transition=lambda s, g, s1: g)
-
-    def evaluate(step, seed=0):
-        env.pushes.clear()
+    def seeds(step, seed=0):
         env.seeds.clear()
-        problem.config.seed = seed
-        before = str([rng.bit_generator.state for rng in problem.rngs.values()])
-        lab.gym.evaluate(problem, {"step": np.array(step)})
-        assert str([rng.bit_generator.state for rng in problem.rngs.values()]) == before
-        noise = np.array(env.pushes).reshape(2, 25, 2) / 2 - 1
-        assert noise.std() == pytest.approx(0.3, rel=0.3)
-        return env.seeds[:], noise
+        lab.gym.evaluate({"step": np.array(step)}, adapter, field_config(seed=seed),
+                         lambda agent, config: lambda: lambda obs: np.zeros(2))
+        return env.seeds[:]
 
-    seeds, noise = evaluate(5)
-    assert seeds[0] != seeds[1] and (noise[0] != noise[1]).any(1).all()
-    again = evaluate(5)
-    assert again[0] == seeds and (again[1] == noise).all()
-    for others, other in (evaluate(6), evaluate(5, seed=1)):
-        assert others != seeds and (other != noise).any(2).all()
-
-
-def test_learning_rates_fall_to_zero_and_stay_there(monkeypatch):
-    """The last episode runs past --steps: its rates are 0, not below; replay may be short."""
-    rates, plain = [], hiro.td3_update
-
-    def td3_update(*arguments):
-        rates.append(arguments[4])
-        return plain(*arguments)
-
-    monkeypatch.setattr(hiro, "td3_update", td3_update)
-    result = lab.gym.train(Bounded(), field_config(steps=560, capacity=100, eval_interval=100))
-    assert result.summary["env_steps"] == 575 and rates[0] == 1 and min(rates) == 0 == rates[-1]
-    assert (np.diff(rates) <= 0).all() and len(result.summary["success_curve"]) == 5
+    assert len(set(seeds(5))) == 3 and seeds(5) == seeds(5)
+    assert not set(seeds(5)) & {*seeds(6), *seeds(5, seed=1)}
 
 
 def test_environments_that_cannot_be_used_say_why():
@@ -252,5 +239,5 @@ def test_environments_that_cannot_be_used_say_why():
                                (Field(keys=False), None, "goal=")):
         with pytest.raises(ValueError, match=message):
             lab.gym.train(env, field_config(), goal=goal)
-    with pytest.raises(ValueError, match="goal_range must be positive"):
+    with pytest.raises(ValueError, match="goal range must be positive"):
         lab.gym.train(Field(), field_config(), goal_range=[1.0, 0.0])

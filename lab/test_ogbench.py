@@ -7,8 +7,6 @@ import nets                             # first: it sets one BLAS thread before 
 
 import dataclasses
 import os
-import sys
-from functools import partial
 
 import numpy as np
 import pytest
@@ -16,15 +14,10 @@ from scipy.optimize import minimize
 
 import envs
 import hiql
-from lab import baselines, ogbench
-from nets import length_normalize, mlp, tree_map
+from lab import baselines, hiql_variants, ogbench
+from nets import length_normalize, mlp
 from support import datasets
-from support.files import read_json
-from support.run import HERE
-from support.test_run import run as run_program
-from test_all import close
-
-run = partial(run_program, hiql)            # (*words) -> exit code
+from support.runs import HERE, generators, load_arrays
 
 MAPS = {                                # locomaze/maze.py's arrays: 1 is a wall
     "medium": "11111111 10011001 10010001 11000111 10010001 10100101 10001001 11111111",
@@ -95,8 +88,7 @@ def test_nothing_tunnels_or_overlaps_walls():
 
 def steps_of_the_simulator():
     """Steps of OGBench 1.2.1 under MuJoCo 3.2.4 in its four mazes; see data/README.md."""
-    with np.load(os.path.join(HERE, "data", "ogbench_steps.npz")) as file:
-        return dict(file)
+    return load_arrays(os.path.join(HERE, "data", "ogbench_steps.npz"))
 
 
 @pytest.mark.parametrize("size", ["medium", "large", "giant", "teleport"])
@@ -128,6 +120,30 @@ def test_teleporters_jump_one_step_later_to_a_random_outlet():
                     np.random.default_rng(1))
     share = [(many == outlet).all(1).mean() for outlet in env.outlets]
     np.testing.assert_allclose(share, 1 / 3, atol=0.02)
+
+
+def test_several_contacts_by_brute_force():
+    """The energy of `_soften` at its least, found by scipy: friction 0.5, stiffness 3; a single
+    contact keeps 0.1772152 of its depth."""
+    env, rng = envs.make("pointmaze-medium-navigate-v0"), np.random.default_rng(0)
+    angle, depth = rng.uniform(0, 2, (5, 9)), np.zeros((5, 9))
+    depth[:, :3] = rng.uniform(0, 0.1, (5, 3))
+    depth[0, 1:] = 0                                    # one contact, else three
+    normal = np.stack([np.cos(angle), np.sin(angle)], -1)
+    found = env._soften(depth, normal)
+    np.testing.assert_allclose(found[0], 0.8227848 * depth[0, 0] * normal[0, 0], rtol=1e-6)
+    for u, depths, normals in zip(found, depth, normal):
+        def energy(u):
+            total = u @ u
+            for d, n in zip(depths[depths > 0], normals):
+                t = 0.5 * np.array([-n[1], n[0]])
+                for facet in (n, n, n + t, n - t):
+                    total += 3 * max(0, 0.8227848 * 13 / 12 * d - facet @ u) ** 2
+            return total
+
+        least = minimize(energy, u + 0.01, method="Nelder-Mead", options={"xatol": 1e-8,
+                                                                          "fatol": 1e-14}).x
+        np.testing.assert_allclose(u, least, atol=1e-6)
 
 
 def test_ogbench_ties_between_shortest_paths():
@@ -165,13 +181,12 @@ def small_recipe(monkeypatch, tmp_path):
 
 
 def test_data_sets_are_made_once(small_recipe, capsys):
-    """By the recipe, from seed 0 in every run; progress is shown on a terminal alone."""
+    """By the recipe, from seed 0 in every run."""
     name = "pointmaze-teleport-stitch-v0"
     env = small_recipe(name, episodes=50)
     first = env.dataset()
     assert os.listdir("datasets") == [f"{name}.npz"]
-    assert capsys.readouterr().out == (f"collecting {name}: 50 x 201 rows ...\n"
-                                       f"kept in datasets/{name}.npz\n")
+    assert f"kept in datasets/{name}.npz\n" in capsys.readouterr().out
     datasets.check_dataset(first, env)
     again = env.dataset(np.random.default_rng(1))           # the same for every seed
     assert capsys.readouterr().out == "" and (again.observations == first.observations).all()
@@ -181,58 +196,39 @@ def test_data_sets_are_made_once(small_recipe, capsys):
     assert 0 < jumps.mean() < 0.02 and not jumps.reshape(50, 200)[:, 0].any()
 
 
-def test_progress_on_a_terminal(small_recipe, capsys, monkeypatch):
-    name = "pointmaze-medium-navigate-v0"
-    env = small_recipe(name, episodes=2, rows=41)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    env.dataset()
-    shown = "".join(f"\r\033[K{name}: 2 x 41 rows, {share}" for share in ("49%", "98%", "100%"))
-    assert capsys.readouterr().out == (f"collecting {name}: 2 x 41 rows ...\n{shown}\n"
-                                       f"kept in datasets/{name}.npz\n")
-
-
-def test_stale_data_sets_are_made_again(small_recipe, capsys, monkeypatch):
+def test_stale_data_sets_are_made_again(small_recipe, monkeypatch):
     """Whatever decides the data and differs from the file's recipe, and a file without one; what
-    was there is not lost. `--dataset` reads such files as ever."""
+    was there is kept under another name."""
     name = "pointmaze-medium-navigate-v0"
     path = f"datasets/{name}.npz"
     env = small_recipe(name, episodes=2, rows=3)
     env.dataset()
 
     def made_again():
-        before, kept = open(path, "rb").read(), set(os.listdir("datasets"))
-        capsys.readouterr()
-        data, said = env.dataset(), capsys.readouterr().out.splitlines()
+        before = open(path, "rb").read()
+        env.dataset()
         assert ogbench.recipe_of(path) == env.made_by()
-        aside = set(os.listdir("datasets")) - kept
-        assert not said if not aside else (len(aside) == 1 and len(said) == 3), said
+        aside = [x for x in os.listdir("datasets") if x != f"{name}.npz"]
         for old in aside:
-            assert said[0] == (f"{path} was not made by today's recipe: it is now datasets/{old}, "
-                               "and --dataset reads it there")
             assert open(f"datasets/{old}", "rb").read() == before
-            os.rename(f"datasets/{old}", "old.npz")
-        return bool(aside), data
+            os.unlink(f"datasets/{old}")
+        return len(aside) == 1
 
-    assert not made_again()[0]
+    assert not made_again()
     for changes in (dict(noise=0.4), dict(kind="stitch"), dict(episodes=3), dict(rows=4)):
         env = small_recipe(name, **changes)
-        assert made_again()[0] and not made_again()[0], changes
+        assert made_again() and not made_again(), changes
     for key in ("speed", "radius", "noise", "tolerance", "left", "stiffness", "friction"):
         with monkeypatch.context() as patch:
             patch.setattr(env, key, 0.9 * getattr(env, key))
-            assert made_again()[0] and not made_again()[0], key
-        assert made_again()[0] and not made_again()[0]
+            assert made_again(), key
+        assert made_again()
     env.layout[1, 1] = "#"
-    assert made_again()[0] and not made_again()[0]
+    assert made_again()
     monkeypatch.setattr(ogbench, "RECIPE_VERSION", ogbench.RECIPE_VERSION + 1)
-    assert made_again()[0] and not made_again()[0]
-    datasets.save_dataset(path, made_again()[1])            # one without a recipe, as OGBench's
-    again, data = made_again()
-    old = datasets.load_dataset("old.npz")
-    assert again and (old.observations == data.observations).all()
-    with open(path, "w") as file:
-        file.write("cut short")
-    assert made_again()[0]
+    assert made_again()
+    datasets.save_dataset(path, env.dataset())              # one without a recipe, as OGBench's
+    assert made_again()
     np.savez(path, recipe=env.made_by())                    # of this recipe, but damaged
     with pytest.raises(ValueError, match="has no .*; remove datasets/.+npz, and it is made again"):
         env.dataset()
@@ -255,34 +251,17 @@ def test_the_version_of_the_recipe_stands_for_these_data():
         assert (off > 1).any() == (size == "teleport")
 
 
-def test_a_run_on_ogbench_makes_its_data(small_recipe, monkeypatch, capsys):
-    """No file given: made once, kept; a file given: no cache. It ends with five numbers."""
+def test_a_run_on_ogbench_makes_its_data(small_recipe, monkeypatch):
+    """No file given: made once, kept; a file given: no cache, and the same run."""
     name = "pointmaze-medium-navigate-v0"
     small_recipe(name, episodes=30, rows=101)
     monkeypatch.setattr(envs.PointMaze, "limits", lambda env, s, g: np.full(len(s), 20))
-    words = ("--quick", "--env", name, "--steps", 40, "--policy-steps", 20, "--eval-interval", 20)
-    assert not run(*words, "--out", "a")
-    assert "kept in datasets" in capsys.readouterr().out
-    summary = read_json("a/summary.json")
-    assert len(summary["success_per_task"]) == 5 and summary["updates"] == 60
-    assert not run("--eval", "a")
+    given = {"env": name, "quick": True, "steps": 4, "policy_steps": 2}
+    first = hiql.train(None, hiql.resolve(given)).summary
     os.rename("datasets", "elsewhere")
-    assert not run(*words, "--dataset", f"elsewhere/{name}.npz", "--out", "b")
+    again = hiql.train(None, hiql.resolve({**given, "dataset": f"elsewhere/{name}.npz"})).summary
     assert not os.path.exists("datasets")
-    capsys.readouterr()
-    assert not run("--eval", "b")
-    for key in ("observations", "actions"):             # another file in its place
-        data = datasets.load_dataset(f"elsewhere/{name}.npz")
-        kept = getattr(data, key)[0].copy()
-        getattr(data, key)[0] += 0.01
-        datasets.save_dataset(f"elsewhere/{name}.npz", data)
-        assert run("--eval", "b") == 2
-        assert "are not those of the run" in capsys.readouterr().err
-        getattr(data, key)[0] = kept
-        datasets.save_dataset(f"elsewhere/{name}.npz", data)
-    again = read_json("b/summary.json")
-    assert {k: x for k, x in again.items() if k not in ("train_seconds", "peak_mb")} == {
-        k: x for k, x in summary.items() if k not in ("train_seconds", "peak_mb")}
+    assert {**first, "train_seconds": 0} == {**again, "train_seconds": 0}
 
 
 def test_own_data_agree_with_the_generator_of_ogbench():
@@ -306,68 +285,30 @@ def test_own_data_agree_with_the_generator_of_ogbench():
     assert 0.5 * np.abs(cells - published).sum() < 0.07
 
 
-# ------------------------------------------------------------------------------------ presets
+# ------------------------------------------------------------------------------------ settings
 
 
 @pytest.mark.parametrize("size", ["medium", "large", "giant", "teleport"])
 @pytest.mark.parametrize("kind", ["navigate", "stitch"])
 def test_what_the_environments_change_in_the_settings(size, kind):
-    """All fields of the config, with both presets, beside those of point-medium."""
+    """Tuned ones; with --published-rates OGBench's, but for sizes and the number of updates."""
     name, giant, stitch = f"pointmaze-{size}-{kind}-v0", size == "giant", kind == "stitch"
-    every = dict(env=name, discount=0.995 if giant else 0.99, subgoal_steps=25, steps=45_000,
-                 train_flat=False, eval_episodes=50, eval_interval=5000,
-                 actor_p_randomgoal=0.5 * stitch)
-    fast = dict(discount=0.998 if giant else 0.997, value_p_trajgoal=0.7, tau=0.3, lr=1e-3,
-                encoding="rbf" if stitch else "rbf+direction", steps=30_000, policy_steps=15_000,
-                subgoal_interval=10, **(dict(goal_discount=0.99, high_alpha=0.3) if stitch else {}))
-    for preset, changes in (("paper", every), ("fast", {**every, **fast})):
-        config, default = (dataclasses.asdict(hiql.resolve({"env": x, "preset": preset}))
-                           for x in (name, "point-medium"))
-        assert config == {**default, **changes}
-
-
-def test_presets():
-    """--preset paper: the published numbers, but for sizes; flags go first."""
-    name = "pointmaze-large-navigate-v0"
-    c = hiql.resolve({"env": name, "preset": "paper"})
     published = dict(
-        lr=3e-4, lr_decay=False, tau=0.005, expectile=0.7, discount=0.99, goal_discount=0,
-        subgoal_steps=25, high_alpha=3, low_alpha=3, rep_dim=10, rep_type="phi_sg",
-        const_std=True, policy_steps=0, encoding="position", value_p_curgoal=0.2,
-        value_p_trajgoal=0.5, actor_p_randomgoal=0, first_layer_init="glorot",
-        goal_reached_by="index", eval_episodes=50, subgoal_interval=1, temperature=0)
+        lr=3e-4, lr_decay=False, tau=0.005, expectile=0.7, discount=0.995 if giant else 0.99,
+        goal_discount=0, subgoal_steps=25, high_alpha=3, low_alpha=3, rep_dim=10,
+        rep_type="phi_sg", policy_steps=0, value_p_curgoal=0.2, value_p_trajgoal=0.5,
+        actor_p_randomgoal=0.5 * stitch, first_layer_init="glorot", eval_episodes=50,
+        subgoal_interval=1, temperature=0)
+    c = hiql.resolve({"env": name, "published_rates": True})
     assert {x: getattr(c, x) for x in published} == published
-    c = hiql.resolve({"env": "pointmaze-large-stitch-v0", "preset": "paper"})
-    published["actor_p_randomgoal"] = 0.5
-    assert {x: getattr(c, x) for x in published} == published
-    assert hiql.resolve({"env": name, "preset": "paper", "low_alpha": 7.0}).low_alpha == 7
-    assert hiql.resolve({"env": "pointmaze-giant-navigate-v0",
-                         "preset": "paper"}).discount == 0.995
-    assert baselines.resolve({"preset": "paper", "agent": "gcbc"}).flat_alpha == 0
-    assert hiql.resolve({"preset": "fast"}) == hiql.resolve({})
-    fast = hiql.resolve({"env": name})
-    assert (fast.encoding, fast.steps, fast.policy_steps, fast.lr, fast.subgoal_interval) == (
-        "rbf+direction", 30_000, 15_000, 1e-3, 10)
-    assert baselines.resolve({"env": name, "agent": "flat"}).subgoal_interval == 1
-    for agent in ("gcbc", "straight"):                  # nothing comes before the policies
-        assert baselines.resolve({"env": name, "agent": agent}).policy_steps == 0
-    assert hiql.resolve({"env": name, "policy_steps": 0}).policy_steps == 0
-    assert hiql.resolve({"env": name, "rep_type": "none"}).encoding == "position"
-    for resolve, wrong, words in (
-            (hiql.resolve, {"encoding": "rbf", "env": "grid-maze"}, "is for point mazes"),
-            (hiql.resolve, {"encoding": "rbf", "rep_type": "none"}, "subgoals by phi"),
-            (hiql.resolve, {"encoding": "bumps"}, "unknown encoding 'bumps'; known: position, rbf"),
-            (baselines.resolve, {"agent": "gcbc", "policy_steps": 3}, "with --agent gcbc"),
-            (baselines.resolve, {"agent": "random", "policy_steps": 3}, "agent random")):
-        with pytest.raises(ValueError, match=words):
-            resolve(wrong)
-    c = hiql.resolve({"env": name, "tau": 0.2})
-    assert (c.discount, c.tau, c.value_p_curgoal, c.value_p_trajgoal, c.subgoal_steps) == (
-        0.997, 0.2, 0.2, 0.7, 25)
-    c = hiql.resolve({"env": "pointmaze-giant-stitch-v0"})
-    assert (c.discount, c.subgoal_steps, c.actor_p_randomgoal, c.encoding) == (
-        0.998, 25, 0.5, "rbf")
-    assert (c.goal_discount, c.high_alpha, c.low_alpha) == (0.99, 0.3, 10)
+    tuned = dict(
+        discount=0.998 if giant else 0.997, value_p_trajgoal=0.7, tau=0.3, lr=1e-3, low_alpha=10,
+        high_alpha=0.3 if stitch else 10, goal_discount=0.99 * stitch, steps=30_000,
+        policy_steps=15_000, subgoal_interval=10)
+    c = hiql.resolve({"env": name})
+    assert {x: getattr(c, x) for x in tuned} == tuned
+    assert envs.make(name).encoding == ("rbf" if stitch else "rbf+direction")
+    assert hiql.resolve({"env": name, "tau": 0.2}).tau == 0.2           # flags go first
 
 
 # ---------------------------------------------------------------------------------- encodings
@@ -375,12 +316,11 @@ def test_presets():
 
 def test_radial_basis_functions_by_hand():
     """3 exp(-d^2 / (2 (3/4 side)^2)) about each cell's centre, wall or free, beside x."""
-    config = hiql.resolve({"env": "point-giant", "encoding": "rbf"})
-    env = envs.make(config.env)
+    env = envs.make("pointmaze-giant-navigate-v0", encoding="rbf")
     x = np.array([[0, 0], [13.5, 37.25]], np.float32)
-    seen = config.encode(x)
+    seen = env.encode(x)
     assert seen.shape == (2, 2 + 12 * 16) and seen.dtype == np.float32
-    assert (seen[:, :2] == x).all()
+    assert (seen[:, :2] == x).all() and env.encode(x, float).dtype == float
     rbf = seen[:, 2:].reshape(2, 12, 16)
     assert rbf[0, 1, 1] == 3 and np.argmax(rbf[0]) == 17            # cell (1, 1) lies at (0, 0)
     np.testing.assert_allclose(rbf[0, 1, 2], 3 * np.exp(-8 / 9), rtol=1e-6)
@@ -389,106 +329,57 @@ def test_radial_basis_functions_by_hand():
     np.testing.assert_allclose(rbf[1, 10, 4], 3 * np.exp(-d / 18), rtol=1e-5)
     far = 3 * np.exp(-8 / 9 * np.add.outer((np.arange(12) - 1) ** 2, (np.arange(16) - 1) ** 2))
     assert ((rbf[0] > 0) == (far > 1e-30)).all() and (rbf[0] == 0).any()    # none subnormal
-    assert hiql.resolve({}).encode(x) is x
-
-
-def test_goal_direction_by_hand():
-    """Three times the displacement near the goal, six long far from it; only when asked for."""
-    s, g = np.array([[1, 2, 7], [1, 2, 7]], np.float32), np.array([[4, 6, 8], [1.01, 2, 8]])
-    for encoding, direction in (("direction", True), ("rbf+direction", True), ("rbf", False),
-                                ("position", False)):
-        encode = hiql.resolve({"encoding": encoding}).encode
-        seen = encode.pair(s, g)
-        assert encode.extra == 2 * direction and seen.shape == (2, 6 + 2 * direction)
-        assert (seen[:, :6] == np.concatenate([s, g], 1)).all()
-        if direction:
-            close(seen[:, 6:], [[18 / 29**0.5, 24 / 29**0.5], [0.03, 0]], 1e-4)
-
-
-def test_encodings_are_for_point_mazes():
-    with pytest.raises(ValueError, match="the encoding rbf is for point mazes, not grid-maze"):
-        envs.make("grid-maze").encoding("rbf")
+    assert (envs.make(env.name, encoding="position").encode(x) == x).all()
+    env.see_positions()
+    assert (env.encode(x) == x).all() and not env.extra
     with pytest.raises(ValueError, match="unknown encoding 'way'"):
-        ogbench.make_encoding("way", envs.make("point-medium"))
+        envs.make(env.name, encoding="way")
 
 
-@pytest.mark.parametrize("agent", ["hiql", "gciql", "gcbc"])
-def test_networks_see_the_direction_in_training_and_in_acting(agent, small_data):
-    """Which networks have inputs for it, and that losses and actions depend on these."""
-    c = baselines.resolve({"env": "point-medium", "encoding": "direction", "agent": agent,
-                           "quick": True})
-    problem = baselines.prepare(c)
-    params = problem.init_params(c, problem.env, problem.data, problem.rngs)
-    batch = problem.sample(problem.data, np.random.default_rng(0), c)
-    sizes = {"hiql": {"phi": 6, "value": 12, "target": 12, "high": 6, "low": 12, "flat": 6},
-             "gciql": {"v": 6, "q": 8, "target": 8, "flat": 6}, "gcbc": {"flat": 6}}[agent]
+@pytest.mark.parametrize("encoding", ogbench.ENCODINGS)
+def test_goal_direction_by_hand(encoding):
+    """Three times the displacement near the goal, six long far from it; only when asked for."""
+    env = envs.make("pointmaze-medium-navigate-v0", encoding=encoding)
+    s, g = np.array([[1, 2, 7], [1, 2, 7]], np.float32), np.array([[4, 6, 8], [1.01, 2, 8]])
+    seen, direction = env.pair(s, g), "direction" in encoding
+    assert env.extra == 2 * direction and seen.shape == (2, 6 + 2 * direction)
+    assert (seen[:, :6] == np.concatenate([s, g], 1)).all()
+    if direction:
+        np.testing.assert_allclose(seen[:, 6:], [[18 / 29**0.5, 24 / 29**0.5], [0.03, 0]],
+                                   atol=1e-4)
+
+
+@pytest.mark.parametrize("program, agent", [(hiql_variants, "direction"), (hiql_variants, "rbf"),
+                                            (baselines, "gciql"), (baselines, "gcbc")])
+def test_networks_see_the_encoding_in_training_and_in_acting(program, agent, small_data, tmp_path,
+                                                             monkeypatch):
+    """Which networks have inputs for it, where first layers bend, and what actions depend on."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(envs.PointMaze, "limits", lambda env, s, g: np.full(len(s), 2))
+    name = "agent" if program is baselines else "variant"
+    c = program.resolve({"env": "pointmaze-medium-navigate-v0", name: agent, "quick": True,
+                         "steps": 2, "policy_steps": 0, "first_layer_init": "data"})
+    env = envs.make(c.env, **({"encoding": agent} if name == "variant" else {}))
+    result = program.train(c)
+    params, S, d = result.agent["params"], 2 if agent == "direction" else 66, env.extra
+    sizes = {"gciql": {"v": 2 * S + d, "q": 2 * S + d + 2, "target": 2 * S + d + 2,
+                       "flat": 2 * S + d}, "gcbc": {"flat": 2 * S + d}}.get(agent, {
+        "phi": 2 * S + d, "value": S + 10, "target": S + 10, "high": 2 * S + d, "low": S + 10})
     first = {name: (p if "dense0" in p else next(iter(p.values())))["dense0"]["W"]
              for name, p in params.items()}
     assert {name: w.shape[-2] for name, w in first.items()} == sizes
-    s, g = batch["observations"], batch["value_goals"]
-    seen = np.concatenate([s, g, 6 * (g - s) / np.sqrt(((g - s) ** 2).sum(-1)[:, None] + 4)], -1)
-    close(hiql.flat_actor(params, c, None)(s, g, 0), np.clip(mlp(params["flat"], seen)[0], -1, 1),
-          1e-5)
-    if agent == "hiql":
-        z = mlp(params["high"], seen)[0]
-        z *= np.sqrt(10) / np.linalg.norm(z, axis=-1, keepdims=True)
-        mean = mlp(params["low"], np.concatenate([s, z], -1))[0]
-        close(hiql.hierarchical_actor(params, c, None)(s, g, 0), np.clip(mean, -1, 1), 1e-5)
-    for name in set(sizes) - {"value", "low"}:          # these two see it through phi
-        before = [f(params, batch, c)[0] for f in problem.losses.values()]
-        first[name][..., 4:6, :] += 1
-        assert [f(params, batch, c)[0] for f in problem.losses.values()] != before, name
-
-
-def test_networks_see_radial_basis_functions_in_training_and_in_acting():
-    c = hiql.resolve({"env": "point-medium", "encoding": "rbf", "quick": True, "batch_size": 16})
-    problem = hiql.prepare(c)
-    data, encode = problem.data, c.encode
-    plain = hiql.sample(data, np.random.default_rng(0), dataclasses.replace(c, encoding="position"))
-    batch = hiql.sample(data, np.random.default_rng(0), c)
-    for low, high in (("low_actor_observations", "observations"),
-                      ("low_actor_next_observations", "next_observations"),
-                      ("flat_actor_goals", "high_actor_goals")):
-        assert (plain[low] == plain[high]).all()        # the same rows: no actions are hidden
-    others = {"rewards", "masks", "actions"}
-    assert set(plain) == set(batch) and len(plain) == 12
-    for name, x in plain.items():
-        assert (batch[name] == (x if name in others else encode(x))).all(), name
-    params = hiql.init_params(c, problem.env, data, problem.rngs)
-    assert params["high"]["dense0"]["W"].shape == (2 * 66, 64)
-    w = params["low"]["dense0"]                 # first-layer units bend at states of the data
-    at = w["W"][:66].T @ encode(data.observations[data.valid]).T + w["b"][:, None]
-    assert (np.abs(at).min(1) < 1e-3).all()
-    params = tree_map(lambda w: w.astype(float), params)
-    s, g = (plain[name].astype(float) for name in ("observations", "value_goals"))
-    z = length_normalize({}, mlp(params["high"], np.concatenate([encode(s), encode(g)], 1))[0])[0]
-    close(hiql.subgoal(params, encode(s), encode(g), c), z)
-    mean = mlp(params["low"], np.concatenate([encode(s), z], -1))[0]
-    close(hiql.hierarchical_actor(params, c, None)(s, g, 0), np.clip(mean, -1, 1))
-    s, g = batch["observations"], batch["value_goals"]
-    v = hiql.value(params["value"], s, hiql.phi(params, s, g, c)[0])[0].mean(0)
-    close(hiql.value_map(params, plain["observations"], plain["value_goals"], c), v)
-
-
-def test_several_contacts_by_brute_force():
-    """The energy of `_soften` at its least, found by scipy: friction 0.5, stiffness 3; a single
-    contact keeps 0.1772152 of its depth."""
-    env, rng = envs.make("pointmaze-medium-navigate-v0"), np.random.default_rng(0)
-    angle, depth = rng.uniform(0, 2, (5, 9)), np.zeros((5, 9))
-    depth[:, :3] = rng.uniform(0, 0.1, (5, 3))
-    depth[0, 1:] = 0                                    # one contact, else three
-    normal = np.stack([np.cos(angle), np.sin(angle)], -1)
-    found = env._soften(depth, normal)
-    np.testing.assert_allclose(found[0], 0.8227848 * depth[0, 0] * normal[0, 0], rtol=1e-6)
-    for u, depths, normals in zip(found, depth, normal):
-        def energy(u):
-            total = u @ u
-            for d, n in zip(depths[depths > 0], normals):
-                t = 0.5 * np.array([-n[1], n[0]])
-                for facet in (n, n, n + t, n - t):
-                    total += 3 * max(0, 0.8227848 * 13 / 12 * d - facet @ u) ** 2
-            return total
-
-        least = minimize(energy, u + 0.01, method="Nelder-Mead", options={"xatol": 1e-8,
-                                                                          "fatol": 1e-14}).x
-        np.testing.assert_allclose(u, least, atol=1e-6)
+    s, g = env.place(env.cells), env.place(env.cells[::-1])
+    seen = env.pair(env.encode(s), env.encode(g))
+    if "low" in params:
+        z = length_normalize({}, mlp(params["high"], seen)[0])[0]
+        mean = mlp(params["low"], np.concatenate([env.encode(s), z], -1))[0]
+        assert (hiql.value_map(params, s, g, c, env) == hiql.mean_value(
+            params, env.encode(s), env.encode(g), c, env)).all()
+    else:
+        mean = mlp(params["flat"], seen)[0]
+    np.testing.assert_allclose(result.act(s, g, 0), np.clip(mean, -1, 1), atol=1e-5)
+    if agent == "rbf":              # units bend at states of the data
+        data = env.dataset()
+        low = hiql.init_params(c, env, data, generators(0, "init", "flat"))["low"]["dense0"]
+        at = low["W"][:S].T @ env.encode(data.observations[data.valid]).T + low["b"][:, None]
+        assert (np.abs(at).min(1) < 1e-3).all()

@@ -5,7 +5,7 @@
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
-from dataclasses import replace
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +14,7 @@ import pytest
 import hiql
 import lab.gym
 from lab import own_data
-from support.files import load_tree
-from support.run import Run
+from support.runs import read_json, read_run
 
 
 def test_a_point_mass_by_hand():
@@ -25,7 +24,7 @@ def test_a_point_mass_by_hand():
     again, _ = own_data.PointMass().reset(seed=0)
     assert all((obs[k] == again[k]).all() for k in obs) and not obs["observation"][2:].any()
     assert (obs["achieved_goal"] == obs["observation"][:2]).all()
-    env.state, env.goal = np.array([0.0, 0.0, 0.0, 0.0]), np.array([4.0, 0.0])
+    env.state, env.goal = np.zeros(4), np.array([4.0, 0.0])
     for action, state in (([0.5, 0], [0.08, 0, 0.08, 0]), ([-9, 0], [-0.016, 0, -0.096, 0]),
                           ([0.6, 1], [0.0032, 0.16, 0.0192, 0.16])):
         obs, reward, terminated, truncated, info = env.step(np.array(action))
@@ -54,19 +53,14 @@ def test_collected_data_obey_the_dynamics():
     assert data.observations.shape == (900, 4) and data.lengths.tolist() == [150] * 6
     assert (data.observations[::150, 2:] == 0).all()        # each begins at rest, elsewhere
     assert len({tuple(s) for s in data.observations[::150].tolist()}) == 6
-    i = data.valid
-    np.testing.assert_allclose(data.observations[i + 1, :2] - data.observations[i, :2],
-                               data.observations[i + 1, 2:], atol=1e-5)
-    for j in i[::50]:
+    for j in data.valid[::50]:
         env.state, env.goal, env.time = data.observations[j].astype(float), np.zeros(2), 0
         np.testing.assert_allclose(env.step(data.actions[j])[0]["observation"],
                                    data.observations[j + 1], atol=1e-5)
     assert len(set(env.maze.number(data.observations[:, :2]))) > 15
     noisy = own_data.collect("point-mass", episodes=2, rows=50, noise=0.5, seed=1)
-    assert np.abs(noisy.actions - data.actions[:100]).mean() > 0.1 and np.abs(
-        noisy.actions).max() <= 1
-    with pytest.raises(ValueError, match="--world PointMaze_X needs `pip install gymnasium-rob"):
-        own_data.collect("PointMaze_X", 1, 2, 0.0, 0)
+    assert np.abs(noisy.actions - data.actions[:100]).mean() > 0.1
+    assert np.abs(noisy.actions).max() <= 1
 
 
 def test_the_controller_reaches_a_goal_before_new_places_are_drawn(monkeypatch):
@@ -114,8 +108,8 @@ class Script:
                 "desired_goal": np.array([5.0, 6.0])}
 
 
-@pytest.mark.parametrize("indices, goal", [((0, 1), [5, 6]), ((), [5, 6, 0, 0])])
-@pytest.mark.parametrize("key", ["success", "is_success"])
+@pytest.mark.parametrize("indices, goal, key", [((0, 1), [5, 6], "success"),
+                                                ((), [5, 6, 0, 0], "is_success")])
 def test_evaluation_by_gymnasiums_calls(indices, goal, key):
     """The goal is the position, or the position at rest; success at any step, which ends it."""
     env, steps = Script(key), []
@@ -133,49 +127,52 @@ def test_evaluation_by_gymnasiums_calls(indices, goal, key):
     assert len(set(env.seeds)) == 4
 
 
-def test_evaluation_refuses_other_goals_and_episodes_without_end(monkeypatch):
-    for indices in ((1, 0), (2, 3), (0,), (0, 1, 2), (0, 9)):
-        entries = ", ".join(map(str, indices))
-        with pytest.raises(ValueError, match=f"the entries {entries} of an observation must be"):
-            lab.gym.evaluator(Script("success"), SimpleNamespace(goal_indices=indices))
-    env, steps = Script("success"), iter(range(40))
-    env.step = lambda a: (env._observation(), 0.0, False, not next(steps, None), {})
-    next(steps)
+def test_evaluation_refuses_what_it_cannot_measure(monkeypatch):
     config = SimpleNamespace(goal_indices=(), eval_episodes=50)
-    evaluate = lab.gym.evaluator(env, config)
-    monkeypatch.setattr(lab.gym, "ENDLESS", 30)
-    with pytest.raises(ValueError, match="an episode did not end in 31 steps; the environment nee"):
-        evaluate(lambda s, g, t: np.zeros((1, 2)))
-    with pytest.raises(ValueError, match="has no success and no is_success; write an evaluate"):
+    for indices in ((1, 0), (0,), (0, 9)):
+        with pytest.raises(ValueError, match="of an observation must be"):
+            lab.gym.evaluator(Script("success"), SimpleNamespace(goal_indices=indices))
+    with pytest.raises(ValueError, match="has no success and no is_success"):
         lab.gym.evaluator(Script("solved"), config)(lambda s, g, t: np.array([t]))
+    env = Script("success")
+    evaluate = lab.gym.evaluator(env, config)
+    env.step = lambda a: (env._observation(), 0.0, False, False, {})
+    monkeypatch.setattr(lab.gym, "ENDLESS", 30)
+    with pytest.raises(ValueError, match="an episode did not end in 31 steps"):
+        evaluate(lambda s, g, t: np.zeros((1, 2)))
     env.reset = lambda seed: (np.zeros(4), {})
-    with pytest.raises(ValueError, match="must be dicts of observation, achieved_goal, desired_goal"):
+    with pytest.raises(ValueError, match="must be dicts of observation, achieved_goal"):
         lab.gym.evaluator(env, config)
 
 
-def test_a_run_learns_from_its_world(tmp_path, monkeypatch):
-    """The config's numbers reach the data; starts and goals of evaluation are the seed's."""
-    collected, evaluated = [], []
+def test_a_run_learns_from_its_world(tmp_path, monkeypatch, capsys):
+    """The config's numbers reach the data; starts and goals of evaluation are the seed's; the run
+    is evaluated again."""
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["own_data.py", *map(str, words)])
+        own_data.main()
+
+    collected, seeds = [], []
     collect, evaluator = own_data.collect, lab.gym.evaluator
-
-    def noted(env, config, seed):
-        evaluated.append((type(env), config.goal_indices, seed))
-        return evaluator(env, replace(config, eval_episodes=1), seed)
-
-    monkeypatch.setattr(own_data, "collect", lambda *words: collected.append(words) or collect(
-        *words))
-    monkeypatch.setattr(lab.gym, "evaluator", noted)
-    config = own_data.resolve({"seed": 3, "quick": True, "steps": 4, "eval_interval": 4,
-                               "episodes": 5, "rows": 30, "noise": 0.25})
-    problem = own_data.prepare(config)
-    assert collected == [("point-mass", 5, 30, 0.25, 3)]
-    assert evaluated == [(own_data.PointMass, (0, 1), 4)]
-    result = problem.train(problem, Run(str(tmp_path), config))
-    assert result.summary["success"] in (0, 1) and config.env == "none"
-    saved = load_tree(tmp_path / "checkpoint.npz")
-    own_data.prepare(config, saved)                         # a checkpoint knows its data
-    with pytest.raises(ValueError, match="the data are not those of the run"):
-        own_data.prepare(replace(config, seed=4), saved)
-    assert own_data.resolve({"goal_indices": ()}).goal_indices == ()
+    monkeypatch.setattr(own_data, "collect", lambda *x: collected.append(x) or collect(*x))
+    monkeypatch.setattr(lab.gym, "evaluator", lambda env, config, seed: (
+        seeds.append(seed), evaluator(env, config, seed))[1])
+    run("--seed", 3, "--quick", "--steps", 4, "--eval-interval", 4, "--episodes", 5, "--rows", 30,
+        "--noise", 0.25, "--eval-episodes", 1, "--out", tmp_path / "a")
+    assert collected == [("point-mass", 5, 30, 0.25, 3)] and seeds == [4]
+    saved = read_run(own_data.PROGRAM, tmp_path / "a")
+    assert saved.config.goal_indices == (0, 1) and saved.config.env == "none"
+    made = collect(*collected[0])
+    assert saved.agent["data"] == hiql.checksum(made)
+    capsys.readouterr()
+    run("--eval", tmp_path / "a")
+    success = read_json(tmp_path / "a" / "summary.json")["success"]
+    assert f"success: {success}\n" in capsys.readouterr().out and seeds == [4, 4]
     assert own_data.resolve({"quick": True}).episodes == 50     # 1,000 take a minute
-    assert hiql.resolve({"env": "none"}).goal_indices == ()
+    assert own_data.resolve({"goal_indices": ()}).goal_indices == ()
+    for wrong, message in (({"dataset": "x.npz"}, "--dataset has no effect with a --world"),
+                           ({"env": "point-medium"}, "--env")):
+        with pytest.raises(ValueError, match=message):
+            own_data.resolve(wrong)
+    with pytest.raises(ValueError, match="--world PointMaze_X needs `pip install gymnasium-rob"):
+        own_data.make("PointMaze_X")

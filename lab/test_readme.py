@@ -1,24 +1,28 @@
-"""The pieces of Python in README.md, run with fewer steps.
-
-    python -m pytest lab/test_readme.py             five seconds
-"""
+"""README.md: its pieces of Python, run with fewer steps; its commands; the names in its tables."""
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
+import glob
+import importlib
 import os
+import pkgutil
 import re
+import shlex
+import sys
 
 import numpy as np
 import pytest
 
 import envs
 import hiql
+import hiro
 from lab import own_data
-from support import offline
-from support.run import HERE, Run
+from support.flags import parse
+from support.runs import HERE, Run
 
 with open(os.path.join(HERE, "README.md")) as file:
-    PIECES = re.findall("```python\n(.*?)```", file.read(), re.S)
+    README = file.read()
+PIECES = re.findall("```python\n(.*?)```", README, re.S)
 FEWER = {'"steps": 2000': '"steps": 20', '"env": "none"': '"env": "none", "steps": 20',
          '"subgoal_steps": 25': '"subgoal_steps": 4',
          '"steps": 100_000': '"steps": 120, "warmup": 60, "eval_episodes": 1'}
@@ -30,15 +34,14 @@ def test_the_readme_runs(piece, tmp_path, monkeypatch):
     that its text takes for granted."""
     monkeypatch.setattr(envs, "ENVIRONMENTS", dict(envs.ENVIRONMENTS))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hiql, "QUICK", {**hiql.QUICK, "steps": 4, "eval_interval": 4})
     data, env = own_data.collect("point-mass", 5, 30, 0.5, 0), own_data.PointMass()
     env.limit = 20
     names = {"observations": data.observations, "actions": data.actions, "env": env,
              "terminals": data.terminals, "states": data.observations[:7],
              "goals": data.observations[:7, :2], "observation": env.reset(seed=0)[0]}
     if "hiql.load" in piece:
-        config = hiql.resolve({"quick": True})
-        offline.train(hiql.prepare(config), Run("runs/point-medium_hiql_seed0", config))
+        config = hiql.resolve({"quick": True, "steps": 4, "eval_interval": 4})
+        hiql.train(None, config, run=Run(hiql.PROGRAM, config, "runs/point-medium_hiql_seed0"))
     text = piece
     for many, fewer in FEWER.items():
         text = text.replace(many, fewer)
@@ -50,15 +53,42 @@ def test_the_readme_runs(piece, tmp_path, monkeypatch):
         assert names["action"].shape == (2,)
 
 
-def test_every_use_has_its_lines():
-    """A maze of one's own in five lines, HIRO on a Gymnasium environment in five, data of one's
-    own in ten: the lines of code."""
-    lengths = {name: len([line for line in piece.splitlines() if line.strip()])
-               for piece in PIECES for name in ("envs.register", "envs.Dataset", "hiro.resolve")
-               if name in piece}
-    assert lengths["envs.register"] <= 5 and lengths["hiro.resolve"] <= 5
-    assert lengths["envs.Dataset"] <= 10
-
-
 def test_what_is_replaced_is_there():
     assert all("".join(PIECES).count(many) == 1 for many in FEWER)
+
+
+COMMANDS = [re.split(r"  +|\s+#", line)[0] for line in re.findall(
+    r"^python ((?:hiql|hiro)\.py.*|-m (?:lab|support)\..*)$", README, re.M)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_its_commands_are_understood(command, monkeypatch):
+    """Their flags, and what these mean together; of programs without a config, that they exist."""
+    first, *words = shlex.split(command)
+    if first == "-m":
+        first = words.pop(0)
+    module = importlib.import_module(first.removesuffix(".py"))
+    monkeypatch.setattr(sys, "argv", [first, *words])
+    if hasattr(module, "PROGRAM") and hasattr(module, "Config"):
+        flags = hiql.WORDS if issubclass(module.Config, hiql.Config) else hiro.WORDS
+        given, call = parse(module.PROGRAM, "", flags)
+        assert call.eval or call.resume or module.resolve(given)
+    else:
+        assert callable(module.main)
+
+
+def test_the_names_in_its_tables_exist():
+    """Functions, tests, and the deviations in their register."""
+    tests = ""
+    for path in glob.glob(os.path.join(HERE, "**", "test_*.py"), recursive=True):
+        with open(path) as file:
+            tests += file.read()
+    with open(os.path.join(HERE, "docs", "deviations.md")) as file:
+        register = file.read()
+    for name in re.findall(r"`((?:hiql|hiro|envs|lab)\.[\w.]*\w)`", README):
+        if not name.endswith(".py"):
+            assert pkgutil.resolve_name(name)
+    for name in re.findall(r"`(test_\w+)`", README):
+        assert f"def {name}(" in tests, name
+    for tag in re.findall(r"\b[DE]\d+\b", README):
+        assert f"\n| {tag} |" in register, tag

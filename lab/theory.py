@@ -29,10 +29,10 @@ from scipy.stats import beta, norm
 
 import envs
 import hiql
+from lab.exact import run_and_data
 from support import plots
-from support.files import write_json
 from support.flags import Parser, exit_with_error
-from support.run import code_and_versions, load_run, require_free_folder
+from support.runs import code_and_versions, require_free, write_json
 
 # ------------------------------------------------------------------------- Proposition 4.1
 
@@ -169,7 +169,7 @@ def right_signs(env, data, value, k, rng, n=4000, bins=10):
 def draw_theory(path, seed=0, n=20_000):
     """Draw Prop. 4.1 on the chain, simulated with n draws, and on a maze; and Prop. 5.1."""
     rng = np.random.default_rng(seed)
-    figure, axes = plots.plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
+    figure, axes = plots.panels(2, 3, (12, 7))
     draw_chain(axes[0], n, rng)
     env = envs.make("grid-maze")
     draw_noisy_maze(axes[1, :2], env, rng)
@@ -239,7 +239,8 @@ def draw_low_rank(ax, env):
 
 def draw_signal(path, length, shares, k):
     """What `right_signs` returns, a line for each policy; k: steps to the subgoal."""
-    figure, ax = plots.plt.subplots(figsize=(6, 3.6))
+    figure, axes = plots.panels(1, 1, (6, 3.6))
+    ax = axes[0, 0]
     for name, text in (("flat", "flat: one step, to the goal"),
                        ("high", f"high-level: {k} steps, to the goal"),
                        ("low", "low-level: one step, to the subgoal")):
@@ -300,7 +301,7 @@ def show_theory(seed, folder=None):
         path = os.path.join("runs", "theory.png")
         draw_theory(path, seed)
         return print(f"drawn: {path}")
-    require_free_folder(folder)
+    require_free(folder)
     os.makedirs(folder, exist_ok=True)
     start = time.perf_counter()
     summary = {"seed": seed, **theory_numbers(seed)}
@@ -311,17 +312,12 @@ def show_theory(seed, folder=None):
 
 
 def show_signal(folder):
-    """`python -m lab.theory --run DIR`: signal.png of a finished run of hiql.py.
-
-    ValueError if the run has not learned a value.
-    """
-    problem, agent = load_run(hiql, folder)
-    config, params = problem.config, agent["params"]
-    if "value" not in params:
-        raise ValueError(f"{folder} holds an agent without the value of HIQL")
+    """`python -m lab.theory --run DIR`: signal.png of a run of hiql.py on a maze."""
+    saved, env, data = run_and_data(folder)
+    config, params = saved.config, saved.agent["params"]
     length, shares = right_signs(
-        problem.env, problem.data, lambda s, g: hiql.value_map(params, s, g, config),
-        config.subgoal_steps, np.random.default_rng(config.seed))
+        env, data, lambda s, g: hiql.value_map(params, s, g, config, env), config.subgoal_steps,
+        np.random.default_rng(config.seed))
     path = os.path.join(folder, "signal.png")
     draw_signal(path, length, shares, config.subgoal_steps)
     print(f"drawn: {path}")

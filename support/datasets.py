@@ -1,15 +1,17 @@
-"""Data set files in OGBench's layout: written, read, and checked against an environment.
+"""Data sets: files in OGBench's layout, data of no environment, and a check against a maze.
 
 A file is an npz with observations (N, d), actions (N, A) or (N,) integers, and terminals (N,), 1 on
 the last row of each trajectory. OGBench's own files load unchanged.
 """
+
+import nets                             # first: it sets one BLAS thread before numpy loads
 
 import os
 
 import numpy as np
 
 from envs import Dataset
-from support.files import load_arrays
+from support.runs import load_arrays
 
 KINDS = {"observations": "fiu", "actions": "fiu", "terminals": "fiub"}      # numpy's letters
 
@@ -48,6 +50,80 @@ def load_dataset(path):
         return Dataset(**arrays)
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
+
+
+class DataAlone:
+    """Stands in for an environment: what the data alone tell.
+
+    discrete: whether actions are integers; action_dim: their entries, or how many integers there
+    are; centre, scale (d,): what `encode` subtracts from each entry of a state, its mean, and then
+    multiplies by, so that the root mean square of its change in k steps (fewer at a trajectory's
+    end) is 3; 1 for an entry that never changes. On the data of point-medium, whose cells have side
+    4, it is about 3: side is that of encoded states [D19]. goal_indices: the entries of a state
+    that make a goal; none: all. units: all of this as arrays, to be kept.
+    """
+
+    name = "none"
+    tasks = ()
+    side = 4.0
+    extra = 0                               # entries of `pair` beyond those of s and g
+
+    def __init__(self, data, k, goal_indices=(), name="the data set"):
+        """ValueError, which begins with the name: actions that are neither in [-1, 1] nor integers
+        from 0; goal_indices beyond a state's entries."""
+        actions, states = data.actions, data.observations.astype(float)
+        discrete = actions.dtype.kind in "iu"
+        low, high = (0, 999) if discrete else (-1, 1)
+        if actions.ndim != 2 - discrete or actions.min() < low or actions.max() > high:
+            raise ValueError(f"{name}: actions must be (N, a) numbers in [-1, 1] or (N,) integers "
+                             f"from 0 to 999; here they are {actions.dtype} of shape "
+                             f"{actions.shape} from {actions.min()} to {actions.max()}")
+        if max(goal_indices, default=0) >= states.shape[1]:
+            raise ValueError(f"{name}: --goal-indices {','.join(map(str, goal_indices))} go beyond "
+                             f"the {states.shape[1]} entries of an observation")
+        later = np.minimum(data.valid + k, data.last[data.valid])
+        change = np.sqrt(((states[later] - states[data.valid]) ** 2).mean(0))
+        self.goal_indices = list(goal_indices)
+        self.units = {"centre": states.mean(0), "scale": 3 / np.where(change > 0, change, 3),
+                      "discrete": np.array(discrete),
+                      "action_dim": np.array(actions.max() + 1 if discrete else actions.shape[1])}
+
+    @classmethod
+    def restored(cls, units, goal_indices):
+        """One to act with, from the units of an earlier one."""
+        env = cls.__new__(cls)
+        env.units, env.goal_indices = units, list(goal_indices)
+        return env
+
+    @property
+    def discrete(self):
+        return bool(self.units["discrete"])
+
+    @property
+    def action_dim(self):
+        return int(self.units["action_dim"])
+
+    def encode(self, s, dtype=np.float32):
+        """States (..., d) as the networks see them. ValueError: another number of entries."""
+        return self._standardised("states and goals", s, slice(None)).astype(dtype)
+
+    def encode_goal(self, g, dtype=np.float32):
+        """Goals (..., G) as the networks see them: states, or their entries goal_indices."""
+        if not self.goal_indices:
+            return self.encode(g, dtype)
+        return self._standardised("goals", g, self.goal_indices).astype(dtype)
+
+    def pair(self, s, g):
+        """Encoded states s (..., d) and goals g (..., G), one input: (..., d + G)."""
+        return np.concatenate([s, g], -1)
+
+    def _standardised(self, what, x, entries):
+        x = np.asarray(x, float)
+        centre, scale = self.units["centre"][entries], self.units["scale"][entries]
+        if x.shape[-1:] != centre.shape:
+            raise ValueError(f"{what} must have {len(centre)} entries, as in the data; here their "
+                             f"shape is {x.shape}")
+        return (x - centre) * scale
 
 
 def check_dataset(data, env, name="the data set"):

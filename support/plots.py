@@ -1,31 +1,34 @@
-"""Every drawing: mazes, episodes, curves, values, from arrays, mazes and functions, not agents.
+"""Every drawing: mazes, episodes, curves, values, from arrays and mazes.
 
     python -m support.plots [FOLDER]     draws the mazes of envs.py with their tasks: mazes.png in
                                          FOLDER (without it runs), in a few seconds
 
-Pictures are png files, written under a temporary name and then renamed. ax: a matplotlib Axes.
+Pictures are png files, drawn without a screen and without matplotlib's global state. ax: a
+matplotlib Axes.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
 import os
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 import envs
-from support.files import replacing
 from support.flags import Parser, exit_with_error
+from support.runs import write
 
-matplotlib.use("Agg")                   # pictures go to files; no screen is needed
-import matplotlib.pyplot as plt
+
+def panels(rows, columns, size, **more):
+    """A figure of that size in inches, and its axes (rows, columns)."""
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **more)
 
 
 def save_figure(figure, path):
-    """Write a figure as png, and close it."""
-    with replacing(path) as name:
-        figure.savefig(name, format="png", dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    """Write a figure as png."""
+    write(path, lambda file: figure.savefig(file, format="png", dpi=110, bbox_inches="tight"))
 
 
 # ------------------------------------------------------------------------------------- mazes
@@ -73,6 +76,12 @@ def lattice(env, per_cell=8):
     return (cells if env.discrete else env.centre(cells)), free
 
 
+def free_points(env):
+    """The points (n, 2) of `lattice` in free cells."""
+    points, free = lattice(env)
+    return points[free]
+
+
 def draw_tasks(ax, env):
     """The evaluation tasks of a maze: an arrow from start to goal, numbered at the start."""
     draw_maze(ax, env)
@@ -106,7 +115,7 @@ def draw_paths(ax, env, paths, goals, success):
 def draw_mazes(folder):
     """mazes.png in a folder: the mazes of envs.py, without OGBench's own, with their tasks."""
     names = [name for name in envs.ENVIRONMENTS if not name.startswith("pointmaze")]
-    figure, axes = plt.subplots(2, 3, figsize=(11, 8))
+    figure, axes = panels(2, 3, (11, 8))
     for ax, name in zip(axes.flat, names):
         draw_tasks(ax, envs.make(name))
     save_figure(figure, os.path.join(folder, "mazes.png"))
@@ -120,9 +129,7 @@ def draw_trajectories(path, env, shown):
 
     shown: {name: (paths (T+1, tasks, N, 2), goals (tasks, N, 2), success (tasks, N))}
     """
-    size = 2.2 * len(env.tasks), 2.4 * len(shown)
-    figure, axes = plt.subplots(len(shown), len(env.tasks), squeeze=False, figsize=size,
-                                layout="constrained")
+    figure, axes = panels(len(shown), len(env.tasks), (2.2 * len(env.tasks), 2.4 * len(shown)))
     for row, (name, (paths, goals, success)) in zip(axes, shown.items()):
         for i, ax in enumerate(row):
             draw_paths(ax, env, paths[:, i], goals[i], success[i])
@@ -134,14 +141,14 @@ def draw_trajectories(path, env, shown):
 def draw_curve(path, logs, counter):
     """Success over training, and the losses below.
 
-    logs: {"train": rows, "eval": rows} as in the CSV files; counter: "update" or "step".
+    logs: {"train": rows, "eval": rows} of `support.runs.Run`; counter: "update" or "step".
     """
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(6, 5), sharex=True)
+    figure, axes = panels(2, 1, (6, 5), sharex=True)
+    top, bottom = axes[:, 0]
     for ax, log in ((top, logs["eval"]), (bottom, logs["train"])):
         for key in dict.fromkeys(key for row in log for key in row):
             if ("success" in key and "task" not in key) if ax is top else key.endswith("_loss"):
-                points = [(int(row[counter]), float(row[key])) for row in log
-                          if row.get(key, "") != ""]
+                points = [(row[counter], row[key]) for row in log if key in row]
                 ax.plot(*zip(*points), label=key, ls=":" if "random" in key else "-")
         if ax.lines:
             ax.legend(fontsize=8)
@@ -150,41 +157,35 @@ def draw_curve(path, logs, counter):
     save_figure(figure, path)
 
 
-def draw_value(path, env, value, episodes, subgoals=None):
+def draw_value(path, env, maps):
     """For each task a panel: V(., g), one episode and the subgoals along it.
 
-    value(points (n, 2), goal (1, 2)) -> (n,); episodes: (paths (T+1, tasks, N, 2), goals
-    (tasks, N, 2), success), of which the first of each task is drawn; subgoals(path (T+1, 2), goal
-    (1, 2), points (n, 2)) -> (starts (m, 2), subgoals (m, 2)), without a hierarchy None.
+    maps: a dict for each task: values (n,) at `free_points`, goal (2,), path (T+1, 2), starts
+    (m, 2) and subgoals (m, 2), None without a hierarchy.
     """
-    points, free = lattice(env)
-    points, tasks = points[free], len(env.tasks)
-    figure, axes = plt.subplots(1, tasks, squeeze=False, figsize=(3 * tasks, 2.7),
-                                layout="constrained")
-    for i, ax in enumerate(axes[0]):
-        episode, goal = episodes[0][:, i, 0], episodes[1][i, :1]
-        image = draw_maze(ax, env, value(points, goal), cmap="viridis")
+    figure, axes = panels(1, len(maps), (3 * len(maps), 2.7))
+    for i, (ax, one) in enumerate(zip(axes[0], maps)):
+        image = draw_maze(ax, env, one["values"], cmap="viridis")
         figure.colorbar(image, ax=ax, shrink=0.7)
-        ax.plot(*plot_xy(env, goal[0]), "r*", ms=10)
+        ax.plot(*plot_xy(env, one["goal"]), "r*", ms=10)
         ax.set_title(f"task {i + 1}: V(s, g)", fontsize=9)
-        ax.plot(*plot_xy(env, episode), "w-", lw=1)
-        if subgoals is not None:
-            draw_arrows(ax, env, *subgoals(episode, goal, points), lw=1)
+        ax.plot(*plot_xy(env, one["path"]), "w-", lw=1)
+        if one["subgoals"] is not None:
+            draw_arrows(ax, env, one["starts"], one["subgoals"], lw=1)
     save_figure(figure, path)
 
 
 def draw_correction(path, logs):
     """HIRO's correction over training: how often it changes a goal, how far, and by how much the
     score rises; and how far from its subgoals the agent ends. logs as in `draw_curve`."""
-    panels = {"relabel_fraction": "share of goals relabelled",
+    titles = {"relabel_fraction": "share of goals relabelled",
               "relabel_distance": "mean change of a goal",
               "relabel_gain": "mean gain of the score, Eq. (5)",
               "subgoal_error": "mean distance from the subgoal"}
-    figure, axes = plt.subplots(1, len(panels), figsize=(14, 2.8), layout="constrained")
-    for ax, (key, title) in zip(axes, panels.items()):
-        rows = [row for row in logs["eval" if key == "subgoal_error" else "train"]
-                if row.get(key, "") != ""]
-        ax.plot([int(row["step"]) for row in rows], [float(row[key]) for row in rows], lw=1)
+    figure, axes = panels(1, len(titles), (14, 2.8))
+    for ax, (key, title) in zip(axes[0], titles.items()):
+        rows = [row for row in logs["eval" if key == "subgoal_error" else "train"] if key in row]
+        ax.plot([row["step"] for row in rows], [row[key] for row in rows], lw=1)
         ax.set(title=title, xlabel="steps", ylim=(0, None))
     save_figure(figure, path)
 
@@ -192,35 +193,27 @@ def draw_correction(path, logs):
 def draw_block(ax, centres, half):
     """A square block of that half-width, at its first and last place, and its way (T+1, 2)."""
     for centre, style in ((centres[0], dict(ls=":", fill=False)), (centres[-1], dict(alpha=0.5))):
-        ax.add_patch(plt.Rectangle(centre - half, 2 * half, 2 * half, color="C2", **style))
+        ax.add_patch(Rectangle(centre - half, 2 * half, 2 * half, color="C2", **style))
     ax.plot(*centres.T, "C2", lw=1)
 
 
-def draw_episodes(path, task, rows, goals, subgoal_interval=None):
-    """One episode of each test of an online task, and its subgoals: a row of panels for each title.
+def draw_episodes(path, env, tests, subgoal_interval=None):
+    """One episode of each test of an online task, and its subgoals.
 
-    task: an `envs.GoalEnv`; rows: {title: {test: {"paths": states (T+1, ...), "asked": (subgoals,
-    P)}}}, the end of training last; goals: {test: (N, P)} of that last row; subgoal_interval: steps
-    between subgoals, without a hierarchy None.
+    env: the task's maze; tests: {name: {"path": (T+1, 2), "goal": (2,), "asked": (subgoals, 2),
+    "blocks": [(centres (T+1, 2), half-width)]}}; subgoal_interval: steps between subgoals, without
+    a hierarchy None.
     """
-    env = task.maze
-    size = 2.6 * len(goals), 2.7 * len(rows)
-    figure, axes = plt.subplots(len(rows), len(goals), squeeze=False, figsize=size,
-                                layout="constrained")
-    for row, (title, tests) in zip(axes, rows.items()):
-        for ax, name in zip(row, goals):
-            draw_maze(ax, env)
-            states = tests[name]["paths"]
-            episode, asked = states[:, :2], tests[name]["asked"][:, :2]
-            for centres, half in task.blocks(states):
-                draw_block(ax, centres, half)
-            ax.plot(*plot_xy(env, episode), "C0", lw=1)
-            if subgoal_interval:
-                draw_arrows(ax, env, episode[::subgoal_interval], asked, lw=0.8)
-            if title == list(rows)[-1] or name != "random":     # earlier random goals are not kept
-                ax.plot(*plot_xy(env, goals[name][0, :2]), "r*", ms=9)
-            ax.set_title(f"goal {name.replace('_', ', ')}", fontsize=9)
-        row[0].set_ylabel(title)
+    figure, axes = panels(1, len(tests), (2.6 * len(tests), 2.7))
+    for ax, (name, one) in zip(axes[0], tests.items()):
+        draw_maze(ax, env)
+        for centres, half in one["blocks"]:
+            draw_block(ax, centres, half)
+        ax.plot(*plot_xy(env, one["path"]), "C0", lw=1)
+        if subgoal_interval:
+            draw_arrows(ax, env, one["path"][::subgoal_interval], one["asked"], lw=0.8)
+        ax.plot(*plot_xy(env, one["goal"]), "r*", ms=9)
+        ax.set_title(f"goal {name.replace('_', ', ')}", fontsize=9)
     save_figure(figure, path)
 
 

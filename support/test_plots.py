@@ -1,10 +1,7 @@
-"""Tests of support/plots.py (a second)."""
+"""Tests of support/plots.py: each picture is drawn from arrays."""
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
-import errno
-import os
-import re
 import sys
 
 import numpy as np
@@ -14,32 +11,46 @@ import envs
 from support import plots
 
 
+def test_each_picture_is_drawn(tmp_path, monkeypatch):
+    """Of a point maze, of a grid, of an online task with a block; and the program's own."""
+    for name in ("point-umaze", "grid-fourrooms"):
+        env = envs.make(name)
+        starts, goals = (env.place(np.array([task[i] for task in env.tasks])) for i in (0, 1))
+        paths = np.stack([starts, goals])[:, :, None].repeat(3, 2)          # (2, tasks, 3, 2)
+        success = np.ones((5, 3), bool)
+        plots.draw_trajectories(tmp_path / f"{name}1.png", env, {
+            "a": (paths, goals[:, None].repeat(3, 1), success)})
+        maps = [{"values": np.arange(len(plots.free_points(env))), "goal": goal, "starts": path[:1],
+                 "path": path, "subgoals": subgoals}
+                for goal, path, subgoals in ((goals[0], paths[:, 0, 0], goals[:1]),
+                                             (goals[1], paths[:, 1, 0], None))]
+        plots.draw_value(tmp_path / f"{name}2.png", env, maps)
+        one = {"path": paths[:, 0, 0], "goal": goals[0], "asked": goals[:1],
+               "blocks": [(paths[:, 0, 0], 0.5)]}
+        plots.draw_episodes(tmp_path / f"{name}3.png", env, {"a": one, "b": one}, 2)
+        plots.draw_episodes(tmp_path / f"{name}4.png", env, {"a": {**one, "blocks": []}})
+    logs = {"train": [{"step": 5, "relabel_fraction": 0.5, "relabel_distance": 1.0,
+                       "relabel_gain": 2.0}], "eval": [{"step": 5, "subgoal_error": 1.0}]}
+    plots.draw_correction(tmp_path / "correction.png", logs)
+    plots.draw_curve(tmp_path / "curve.png", {"train": [], "eval": []}, "update")
+    monkeypatch.setattr(sys, "argv", ["plots.py", str(tmp_path / "mazes")])
+    plots.main()
+    pictures = [*tmp_path.glob("*.png"), tmp_path / "mazes" / "mazes.png"]
+    assert len(pictures) == 11 and all(x.read_bytes()[:4] == b"\x89PNG" for x in pictures)
+    monkeypatch.setattr(sys, "argv", ["plots.py", "--folder"])
+    with pytest.raises(SystemExit):
+        plots.main()
+
+
 def test_failed_episodes_lie_on_top():
     """Lines drawn later cover earlier ones: failures, in red, come last."""
-    env = envs.make("point-umaze")
-    figure, ax = plots.plt.subplots()
+    figure, axes = plots.panels(1, 1, (2, 2))
     paths = np.zeros((2, 4, 2)) + np.arange(4)[:, None]
-    plots.draw_paths(ax, env, paths, np.ones((4, 2)), np.array([False, True, True, False]))
-    drawn = [(line.get_color(), line.get_xdata()[0]) for line in ax.lines[:4]]
+    plots.draw_paths(axes[0, 0], envs.make("point-umaze"), paths, np.ones((4, 2)),
+                     np.array([False, True, True, False]))
+    drawn = [(line.get_color(), line.get_xdata()[0]) for line in axes[0, 0].lines[:4]]
     assert [color for color, _ in drawn] == ["C0", "C0", "C3", "C3"]
     assert sorted(x for _, x in drawn[:2]) == [1, 2] and sorted(x for _, x in drawn[2:]) == [0, 3]
-    plots.plt.close(figure)
-
-
-def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    path = tmp_path / "a.png"
-    plots.save_figure(plots.plt.figure(), path)
-    before = path.read_bytes()
-    assert before.startswith(b"\x89PNG") and plots.plt.get_fignums() == []
-
-    def full_disk(*arguments):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OSError, match=f"^{re.escape(str(path))}: No space left on device$"):
-        plots.save_figure(plots.plt.figure(), path)
-    plots.plt.close("all")
-    assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.png"]
 
 
 def test_places_of_the_lattice_by_hand():
@@ -50,47 +61,22 @@ def test_places_of_the_lattice_by_hand():
     assert points.shape == (12, 16, 2) and free.sum() == 32 and free[4:8, 4:12].all()
     np.testing.assert_allclose(points[4, 4], wide.centre(np.array([0.625, 0.625])))
     np.testing.assert_allclose(points[11, 15], wide.centre(np.array([2.375, 3.375])))
-    assert plots.lattice(wide)[1].shape == (24, 32)
     grid = envs.make("grid-fourrooms")
     points, free = plots.lattice(grid)
     assert (free == ~grid.walls).all() and (points[3, 5] == (3, 5)).all()
-    assert plots.plot_xy(grid, [[3, 5]])[0] == 5 and plots.plot_xy(grid, [[3, 5]])[1] == 3
-    assert plots.plot_xy(wide, [[3, 5]])[0] == 3 and plots.plot_xy(wide, [[3, 5]])[1] == 5
+    assert plots.plot_xy(grid, [[3, 5]])[0] == 5 and plots.plot_xy(wide, [[3, 5]])[0] == 3
 
 
-def test_a_chasm_is_grey():
-    """Walls are empty, free cells white; row 0 of the picture is the lowest y."""
-    image = plots.draw_maze(plots.plt.figure().add_subplot(),
-                            envs.make_task("point-fall").maze).get_array().filled(np.nan)
-    plots.plt.close("all")
-    assert image.shape == (48, 32) and np.isnan(image[20, 4])
-    assert image[20, 12] == 0 and image[28, 12] == 0.4 and image[36, 12] == 0
-
-
-def test_the_curve_shows_success_and_losses(tmp_path, monkeypatch):
-    """Above every success but those of single tasks, below every loss; empty cells are left out."""
+def test_the_curve_shows_success_and_losses(monkeypatch):
+    """Above every success but those of single tasks, below every loss; gaps are left out."""
     kept = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.append(figure))
-    logs = {"train": [{"step": "2", "low_loss": "0.5", "seconds": "1"},
-                      {"step": "4", "low_loss": "", "high_loss": 3.0, "seconds": "1"}],
-            "eval": [{"step": "3", "success": "0.25", "success_per_task": "1 0", "final_distance":
-                      "9", "success_random": "0.5"}]}
+    logs = {"train": [{"step": 2, "low_loss": 0.5, "seconds": 1},
+                      {"step": 4, "high_loss": 3.0, "seconds": 1}],
+            "eval": [{"step": 3, "success": 0.25, "success_per_task": [1, 0], "final_distance": 9,
+                      "success_random": 0.5}]}
     plots.draw_curve("", logs, "step")
-    lines = [{line.get_label(): (list(line.get_xdata()), list(line.get_ydata()),
-                                 line.get_linestyle()) for line in ax.lines}
-             for ax in kept[0].axes]
-    plots.plt.close("all")
-    assert lines == [{"success": ([3], [0.25], "-"), "success_random": ([3], [0.5], ":")},
-                     {"low_loss": ([2], [0.5], "-"), "high_loss": ([4], [3.0], "-")}]
-
-
-def test_the_program_draws_the_mazes_and_takes_no_flag(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["plots.py", "--folder"])
-    with pytest.raises(SystemExit) as stop:
-        plots.main()
-    assert stop.value.code == 2 and not list(tmp_path.iterdir())
-    assert "unrecognized arguments: --folder" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["plots.py", "here"])
-    plots.main()
-    assert [x.name for x in (tmp_path / "here").iterdir()] == ["mazes.png"]
+    lines = [{line.get_label(): (*line.get_xdata(), *line.get_ydata(), line.get_linestyle())
+              for line in ax.lines} for ax in kept[0].axes]
+    assert lines == [{"success": (3, 0.25, "-"), "success_random": (3, 0.5, ":")},
+                     {"low_loss": (2, 0.5, "-"), "high_loss": (4, 3.0, "-")}]
