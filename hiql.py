@@ -148,69 +148,47 @@ def goal_of(s, config):
     return s[..., config.goal_indices] if config.goal_indices else s
 
 
-def sample(data, rng, config, env):
-    """One batch of transitions with hindsight goals [D5][D6]: {name: array (B, ...)}.
+def sample(data, rows, rng, config, env):
+    """A batch of transitions with hindsight goals [D5][D6]: {name: array (B, ...)}.
 
-    Row i of the data is drawn uniformly among those that have a transition; last_transition is
-    the last such row of its trajectory, k is subgoal_steps.
-    value_goals         row i itself with probability value_p_curgoal (0.2); row
-                        min(i + n, last_transition) with value_p_trajgoal (0.5), where
-                        n ~ Geometric(1 - discount), or goal_discount; else any row (0.3)
+    Row i is drawn uniformly from rows; "any row" is one with a transition, last the last such row
+    of i's trajectory, k is subgoal_steps.
+    value_goals         row i itself with probability value_p_curgoal (0.2); row min(i + n, last)
+                        with value_p_trajgoal (0.5), n ~ Geometric(1 - discount); else any row
     rewards, masks      r = m = 0 where row i is its own value goal, else r = -1, m = 1
-    high_actor_goals    row round(u min(i + 1, last) + (1 - u) last), last = last_transition,
-                        u ~ U(0, 1): the two ends have half the weight of a row between them; or
-                        with actor_p_randomgoal any row
-    high_actor_targets  row min(i + k, goal); if the goal is random, min(i + k, last_transition)
-    low_actor_goals     row min(i + k, last_transition)
-    flat_actor_goals    as high_actor_goals
-    "Any row" is one with a transition. Where some actions are hidden, the low-level and the flat
-    policy's rows (low_actor_observations, actions, ...) are drawn among those that are shown.
+    high_actor_goals    row round(u min(i + 1, last) + (1 - u) last), u ~ U(0, 1): the two ends have
+                        half the weight of a row between them; with actor_p_randomgoal any row
+    high_actor_targets  row min(i + k, that goal); if that goal is random, min(i + k, last)
+    low_actor_goals     row min(i + k, last)
     """
-    obs, valid, k = data.observations, data.valid, config.subgoal_steps
-    n = config.batch_size
+    obs, valid, n = data.observations, data.valid, config.batch_size
+    i = rows[rng.integers(len(rows), size=n)]
+    last = data.last[i] - 1
+    ahead = np.minimum(i + config.subgoal_steps, last)
 
-    def draw(rows):
-        return rows[rng.integers(len(rows), size=n)]
+    future = np.minimum(i + rng.geometric(1 - (config.goal_discount or config.discount), n), last)
+    draw = rng.random(n)
+    value_goal = valid[rng.integers(len(valid), size=n)]
+    near = draw < config.value_p_curgoal + config.value_p_trajgoal
+    value_goal = np.where(near, future, value_goal)
+    value_goal = np.where(draw < config.value_p_curgoal, i, value_goal)
+    mask = (value_goal != i).astype(np.float32)
 
-    def last_transition(rows):
-        return data.last[rows] - 1
-
-    def states(rows):
-        return env.encode(obs[rows])
+    share = rng.random(n)
+    goal = np.rint(np.minimum(i + 1, last) * share + last * (1 - share)).astype(int)
+    target = np.minimum(ahead, goal)
+    if config.actor_p_randomgoal:
+        other = rng.random(n) < config.actor_p_randomgoal
+        goal = np.where(other, valid[rng.integers(len(valid), size=n)], goal)
+        target = np.where(other, ahead, target)
 
     def goals(rows):
-        return goal_of(states(rows), config)
+        return goal_of(env.encode(obs[rows]), config)
 
-    def policy_goals(i):
-        last, u = last_transition(i), rng.random(n)
-        goal = np.rint(np.minimum(i + 1, last) * u + last * (1 - u)).astype(int)
-        subgoal = np.minimum(i + k, goal)
-        if config.actor_p_randomgoal:
-            other = rng.random(n) < config.actor_p_randomgoal
-            goal = np.where(other, draw(valid), goal)
-            subgoal = np.where(other, np.minimum(i + k, last), subgoal)
-        return goal, subgoal
-
-    i = draw(valid)
-    ahead = rng.geometric(1 - (config.goal_discount or config.discount), n)
-    future = np.minimum(i + ahead, last_transition(i))
-    u = rng.random(n)
-    goal = np.where(u < config.value_p_curgoal, i, np.where(
-        u < config.value_p_curgoal + config.value_p_trajgoal, future, draw(valid)))
-    high_goal, high_target = policy_goals(i)
-    batch = {"observations": states(i), "next_observations": states(i + 1),
-             "value_goals": goals(goal), "masks": (goal != i).astype(np.float32),
-             "high_actor_goals": goals(high_goal), "high_actor_targets": states(high_target)}
-    batch["rewards"] = -batch["masks"]
-    j, low = i, (batch["observations"], batch["next_observations"], batch["high_actor_goals"])
-    if len(data.labelled) < len(valid):
-        j = draw(data.labelled)
-        low = states(j), states(j + 1), goals(policy_goals(j)[0])
-    batch.update(zip(("low_actor_observations", "low_actor_next_observations",
-                      "flat_actor_goals"), low))
-    batch["actions"] = data.actions[j]
-    batch["low_actor_goals"] = goals(np.minimum(j + k, last_transition(j)))
-    return batch
+    return {"observations": env.encode(obs[i]), "next_observations": env.encode(obs[i + 1]),
+            "actions": data.actions[i], "value_goals": goals(value_goal), "rewards": -mask,
+            "masks": mask, "high_actor_goals": goals(goal),
+            "high_actor_targets": env.encode(obs[target]), "low_actor_goals": goals(ahead)}
 
 
 def hide_actions(data, fraction, rng):
@@ -393,8 +371,8 @@ def value_loss(params, batch, config, env):
 def high_loss(params, batch, config, env):
     """High-level policy by AWR, J_h (Eq. 6): A = V(w, g) - V(s, g), w the state k steps ahead.
 
-    L = -mean( min(exp(alpha A), 100) log pi_h(phi([s; w]) | s, g) ).   s, g, w (B,S).
-    Constants: A, phi [D3].
+    L = -mean( min(exp(alpha A), 100) log pi_h(phi([s; w]) | s, g) ).   s, w (B,S), g (B,G).
+    Without phi the target is w - s [D8]. Constants: A, phi [D3].
     """
     s, g, w = (batch[x] for x in ("observations", "high_actor_goals", "high_actor_targets"))
     adv = mean_value(params, w, g, config, env) - mean_value(params, s, g, config, env)
@@ -410,11 +388,10 @@ def low_loss(params, batch, config, env):
     """Low-level policy by AWR, J_l (Eq. 7): A = V(s', w) - V(s, w), w the state k steps ahead.
 
     L = -mean( min(exp(alpha A), 100) log pi_l(a | s, phi([s; w])) ).
-    s, s', w (B,S); a (B,2) or (B,).
-    Constants: A, phi [D3].
+    s, s' (B,S), w (B,G); a (B,a) or (B,). Constants: A, phi [D3].
     """
-    s, s1, a, w = (batch[x] for x in ("low_actor_observations", "low_actor_next_observations",
-                                      "actions", "low_actor_goals"))
+    s, s1, a, w = (batch[x] for x in ("observations", "next_observations", "actions",
+                                      "low_actor_goals"))
     adv = mean_value(params, s1, w, config, env) - mean_value(params, s, w, config, env)
     z = stop_gradient(phi(params, s, w, config, env)[0])
     weight = awr_weight(config.low_alpha, stop_gradient(adv))
@@ -425,11 +402,11 @@ def low_loss(params, batch, config, env):
 def flat_loss(params, batch, config, env):
     """One policy without hierarchy, to compare, Eq. (5): A = V(s', g) - V(s, g).
 
-    L = -mean( min(exp(alpha A), 100) log pi(a | s, g) ).   s, s', g (B,S); a (B,2) or (B,).
+    L = -mean( min(exp(alpha A), 100) log pi(a | s, g) ).   s, s' (B,S), g (B,G); a (B,a) or (B,).
     Constants: A.
     """
-    s, s1, a, g = (batch[x] for x in ("low_actor_observations", "low_actor_next_observations",
-                                      "actions", "flat_actor_goals"))
+    s, s1, a, g = (batch[x] for x in ("observations", "next_observations", "actions",
+                                      "high_actor_goals"))
     adv = mean_value(params, s1, g, config, env) - mean_value(params, s, g, config, env)
     weight = awr_weight(config.flat_alpha, stop_gradient(adv))
     loss, grads = awr(params["flat"], env.pair(s, g), a, weight)
@@ -452,10 +429,13 @@ def update(agent, data, rng, config, env, losses=LOSSES, sample=sample):
     if u == config.steps:                               # the policies' phase has its own Adam [D9]
         agent["optimiser"] = init_optimiser(params)
     losses, lr = schedule(u, losses, config)
-    batch = sample(data, rng, config, env)
+    batch = labelled = sample(data, data.valid, rng, config, env)
+    if len(data.labelled) < len(data.valid):            # some actions are hidden
+        labelled = sample(data, data.labelled, rng, config, env)
     values, grads = {}, {}
     for name, loss in losses.items():
-        values[f"{name}_loss"], gradient = loss(params, batch, config, env)
+        seen = labelled if name in ("low", "flat") else batch
+        values[f"{name}_loss"], gradient = loss(params, seen, config, env)
         grads.update(gradient)
     if "value" in losses:
         ema(params["target"], params, config.tau)
@@ -481,10 +461,12 @@ def schedule(u, losses, config):
 
 
 def subgoal(params, s, g, config, env):
-    """What the high-level policy asks for: its mean, scaled to length sqrt(R); without phi, s plus
-    its mean [D10]."""
-    z, _ = mlp(params["high"], env.pair(s, g))
-    return s + z if config.rep_type == "none" else length_normalize({}, z)[0]
+    """What the high-level policy asks for: its mean, scaled to length sqrt(R); without phi its
+    mean added to s [D10]."""
+    mean, _ = mlp(params["high"], env.pair(s, g))
+    if config.rep_type == "none":
+        return s + mean
+    return length_normalize({}, mean)[0]
 
 
 class Actor:

@@ -922,7 +922,7 @@ def toy(discrete=False, seed=0, env=None, **changes):
     data = envs.collect(env, rng, episodes=3, rows=30)
     params = hiql.init_params(config, env, data, generators(seed, "init", "flat"))
     params = tree_map(lambda w: w + 0.2 * rng.normal(size=w.shape), params)
-    batch = hiql.sample(data, rng, config, env)
+    batch = hiql.sample(data, data.valid, rng, config, env)
     batch = {k: x.astype(float) if x.dtype == np.float32 else x for k, x in batch.items()}
     batch["masks"][0], batch["rewards"][0] = 0, 0
     return config, params, batch, env
@@ -931,37 +931,54 @@ def toy(discrete=False, seed=0, env=None, **changes):
 FOURROOMS = envs.make("grid-fourrooms")
 
 
-def test_every_policy_sees_rows_of_its_own():
-    """A state is its row's number, as its action is; the actions of rows 0 to 4 are hidden. Value
-    and high level draw any row, the others shown ones; goals are of that row's future."""
+@pytest.mark.parametrize("random_goals", [0.0, 0.4])
+def test_a_batch_by_rows(random_goals):
+    """A state is its row's number, as its action is. Rows are drawn from those given, value goals
+    and random policy goals anywhere; other goals are of the row's future."""
     data, k = chain(range(5), range(5, 12)), 3
-    data.actions, data.labelled = np.arange(12), np.arange(5, 11)
-    config = hiql.resolve({"env": "grid-fourrooms", "subgoal_steps": k, "batch_size": 4000})
-    random = dataclasses.replace(config, actor_p_randomgoal=0.4)
-    for config in (config, random):
-        batch = hiql.sample(data, np.random.default_rng(0), config, FOURROOMS)
-        assert batch["masks"].shape == batch["rewards"].shape == (4000,)
-        i, s1, g, high_g, high_w, j, low_s1, low_w, flat_g = (batch[x][:, 1].astype(int) for x in (
+    data.actions, everywhere = np.arange(12), {0, 1, 2, 3, 5, 6, 7, 8, 9, 10}
+    config = hiql.resolve({"env": "grid-fourrooms", "subgoal_steps": k, "batch_size": 4000,
+                           "actor_p_randomgoal": random_goals})
+    for rows in (data.valid, np.arange(5, 11)):
+        batch = hiql.sample(data, rows, np.random.default_rng(0), config, FOURROOMS)
+        i, s1, g, goal, target, w = (batch[x][:, 1].astype(int) for x in (
             "observations", "next_observations", "value_goals", "high_actor_goals",
-            "high_actor_targets", "low_actor_observations", "low_actor_next_observations",
-            "low_actor_goals", "flat_actor_goals"))
-        last = np.where(np.arange(12) < 5, 3, 10)               # last transition of each row's
-        rows = {0, 1, 2, 3, 5, 6, 7, 8, 9, 10}
-        assert set(i) == set(g) == rows and set(j) == {5, 6, 7, 8, 9, 10}
-        assert (s1 == i + 1).all() and (low_s1 == j + 1).all() and (batch["actions"] == j).all()
+            "high_actor_targets", "low_actor_goals"))
+        last = np.where(i < 5, 3, 10)                           # last transition of each row's
+        ahead = np.minimum(i + k, last)
+        assert set(i) == set(rows) and set(g) == everywhere
+        assert (s1 == i + 1).all() and (batch["actions"] == i).all() and (w == ahead).all()
         assert (batch["masks"] == (g != i)).all() and (batch["rewards"] == -batch["masks"]).all()
-        assert (low_w == np.minimum(j + k, last[j])).all()
-        for row, goal in ((i, high_g), (j, flat_g)):
-            future = (np.minimum(row + 1, last[row]) <= goal) & (goal <= last[row])
-            if config is random:        # three quarters of the random ones are not of the future
-                assert set(goal[~future]) | {10} == rows
-                assert (~future).mean() == pytest.approx(0.3, abs=0.03)
-            else:
-                assert future.all()
-        future = (np.minimum(i + 1, last[i]) <= high_g) & (high_g <= last[i])
-        cut = high_w == np.minimum(i + k, high_g)
-        assert (cut if config is not random else cut | (high_w == np.minimum(i + k, last[i]))).all()
-        assert (high_w == np.minimum(i + k, last[i]))[~future].all()
+        future = (np.minimum(i + 1, last) <= goal) & (goal <= last)
+        cut = target == np.minimum(i + k, goal)
+        if random_goals:            # some random ones are of the future; at a random goal no cut
+            assert set(goal) == everywhere and 0.2 < (~future).mean() < 0.4
+            assert (cut | (target == ahead)).all() and (target == ahead)[~future].all()
+        else:
+            assert future.all() and cut.all()
+
+
+def test_rows_without_actions_are_for_value_and_high_level():
+    """The low-level and the flat policy get a batch of their own, of rows whose action is shown."""
+    data, seen = chain(range(5), range(5, 12)), {}
+    data.actions, data.labelled = np.arange(12), np.arange(5, 11)
+    config = hiql.resolve({"env": "grid-fourrooms", "subgoal_steps": 3, "batch_size": 500})
+
+    def noted(name):
+        def loss(params, batch, config, env):
+            seen[name] = batch
+            return 0.0, {}
+        return loss
+
+    losses = {name: noted(name) for name in ("value", "high", "low", "flat")}
+    agent = new_agent({"target": {}})
+    hiql.update(agent, data, np.random.default_rng(0), config, FOURROOMS, losses)
+    assert seen["value"] is seen["high"] and seen["low"] is seen["flat"]
+    assert set(seen["value"]["observations"][:, 1]) == set(data.valid)
+    assert set(seen["low"]["observations"][:, 1]) == set(data.labelled)
+    data.labelled = data.valid
+    hiql.update(agent, data, np.random.default_rng(0), config, FOURROOMS, losses)
+    assert seen["value"] is seen["low"]
 
 
 @pytest.mark.parametrize("discounts", [{"discount": 0.9, "goal_discount": 0.6},
@@ -972,7 +989,8 @@ def test_goals_have_the_published_shares(discounts):
     weight of the row between them."""
     config = hiql.resolve({"env": "grid-fourrooms", "subgoal_steps": 2, "batch_size": 200_000,
                            **discounts})
-    batch = hiql.sample(chain((1, 2, 3, 4, 5)), np.random.default_rng(0), config, FOURROOMS)
+    data = chain((1, 2, 3, 4, 5))
+    batch = hiql.sample(data, data.valid, np.random.default_rng(0), config, FOURROOMS)
     first = batch["observations"][:, 1] == 1
     for name, shares in (
             ("value_goals", np.array([0.2, 0.5 * 0.4, 0.5 * 0.6 * 0.4, 0.5 * 0.6**2]) + 0.3 / 4),
@@ -980,17 +998,12 @@ def test_goals_have_the_published_shares(discounts):
         goals = batch[name][first, 1]
         np.testing.assert_allclose([(goals == column).mean() for column in (1, 2, 3, 4)], shares,
                                    atol=0.008)
-    for name, other in (("low_actor_observations", "observations"),     # all actions are known
-                        ("low_actor_next_observations", "next_observations"),
-                        ("flat_actor_goals", "high_actor_goals")):
-        assert (batch[name] == batch[other]).all()
 
 
 def test_actions_are_hidden_by_whole_trajectories():
     """The row of a state says whether its action is shown: no batch has another."""
     data = chain(range(3), range(4), range(5))                  # rows 0-2, 3-6, 7-11
     data.actions, rows, hidden = np.arange(12), [{0, 1}, {3, 4, 5}, {7, 8, 9, 10}], set()
-    config = hiql.resolve({"env": "grid-fourrooms", "batch_size": 100})
     for fraction, n in ((0, 0), (0.3, 1), (0.4, 1), (0.6, 2)):
         for seed in range(20):
             hiql.hide_actions(data, fraction, np.random.default_rng(seed))
@@ -998,8 +1011,6 @@ def test_actions_are_hidden_by_whole_trajectories():
             shown = set().union(*(x for x, keep in zip(rows, kept) if keep))
             assert sum(kept) == 3 - n and set(data.labelled) == shown
             hidden |= {i for i, keep in enumerate(kept) if not keep}
-            batch = hiql.sample(data, np.random.default_rng(seed), config, FOURROOMS)
-            assert set(batch["actions"]) == shown
     assert hidden == {0, 1, 2}
     with pytest.raises(ValueError, match="--action-free 0.9 hides the actions of all"):
         hiql.hide_actions(data, 0.9, None)
@@ -1037,8 +1048,6 @@ def golden():
     batch = {name: z[f"batch/{name}"] for name in (
         "observations", "next_observations", "actions", "value_goals", "rewards", "masks",
         "low_actor_goals", "high_actor_goals", "high_actor_targets")}
-    batch["low_actor_observations"] = batch["observations"]
-    batch["low_actor_next_observations"] = batch["next_observations"]
     return z, config, batch, envs.make("point-medium"), tree
 
 
@@ -1085,7 +1094,7 @@ def test_golden_parameters_after_ten_updates():
     assert betas == z["config/adam_b1_b2_eps"].tolist()
     agent = new_agent(tree("init"))
     for i in range(10):
-        losses = hiql.update(agent, None, None, config, env, sample=lambda *_: batch)
+        losses = hiql.update(agent, NO_DATA, None, config, env, sample=lambda *_: batch)
         assert agent["update"] == i + 1
         for name, theirs in (("value", "value"), ("low", "low_actor"), ("high", "high_actor")):
             close(losses[f"{name}_loss"], z[f"loss_curve/{theirs}"][i])
@@ -1153,14 +1162,13 @@ def test_policy_losses_by_hand():
             weight = np.minimum(np.exp(alpha * adv), 100)
             return pytest.approx(-(weight * log_prob).mean(), rel=1e-12)
 
-        s, s1, w, a, g = (batch[k] for k in (
-            "low_actor_observations", "low_actor_next_observations", "low_actor_goals", "actions",
-            "flat_actor_goals"))
+        s, s1, w, a, g = (batch[k] for k in ("observations", "next_observations",
+                                             "low_actor_goals", "actions", "high_actor_goals"))
         adv = mean_value(s1, w) - mean_value(s, w)
         assert hiql.low_loss(params, batch, config, env)[0] == awr(1.3, adv, "low", s, rep(s, w), a)
         adv = mean_value(s1, g) - mean_value(s, g)
         assert hiql.flat_loss(params, batch, config, env)[0] == awr(0.4, adv, "flat", s, g, a)
-        s, w, g = (batch[k] for k in ("observations", "high_actor_targets", "high_actor_goals"))
+        w = batch["high_actor_targets"]
         adv, said = mean_value(w, g) - mean_value(s, g), w - s if rep_type == "none" else rep(s, w)
         assert hiql.high_loss(params, batch, config, env)[0] == awr(0.7, adv, "high", s, g, said)
 
@@ -1210,6 +1218,9 @@ def test_gradients_of_the_losses(name):
 # -------------------------------------------------------------------------- hiql: the update
 
 
+NO_DATA = SimpleNamespace(valid=(), labelled=())        # where batches are given
+
+
 def new_agent(params):
     """An agent before its first update."""
     return {"params": params, "optimiser": hiql.init_optimiser(params),
@@ -1239,12 +1250,12 @@ def test_all_gradients_come_before_any_change():
         return f
 
     def sample(*arguments):
-        assert arguments == ("data", "rng", config, env)
+        assert arguments == (NO_DATA, (), "rng", config, env)
         return batch
 
     losses = {name: watched(f) for name, f in hiql.LOSSES.items()}
     for u in range(3):
-        row = hiql.update(agent, "data", "rng", config, env, losses, sample)
+        row = hiql.update(agent, NO_DATA, "rng", config, env, losses, sample)
         assert set(row) == {"value_loss", "high_loss", "low_loss"}
     assert len(seen) == 9
     for u in (0, 3, 6):
@@ -1265,7 +1276,7 @@ def test_policy_steps_train_the_value_first():
     agent, counts = new_agent(params), []
     for u in range(10):
         before = tree_map(np.copy, params)
-        row = hiql.update(agent, None, None, config, env, losses, lambda *_: batch)
+        row = hiql.update(agent, NO_DATA, None, config, env, losses, lambda *_: batch)
         assert set(row) == ({"value_loss"} if u < 4 else {"high_loss", "low_loss", "flat_loss"})
         changed = {name.split("/")[0] for name, x in flatten(params).items()
                    if (x != flatten(before)[name]).any()}
@@ -1601,10 +1612,10 @@ def test_a_run_draws_from_five_generators(row):
                         flat=given["flat"].bit_generator._seed_seq.spawn_key)
             return hiql.init_params(config, env, data, given)
 
-        def sample(data, rng, config, env):
+        def sample(data, rows, rng, config, env):
             assert data is seen["data"]
             seen["batch"] = rng.bit_generator._seed_seq.spawn_key
-            return hiql.sample(data, rng, config, env)
+            return hiql.sample(data, rows, rng, config, env)
 
         config = dataclasses.replace(config, train_flat=train_flat)
         agents.append(hiql.train(None, config, sample=sample, init_params=init_params).agent)
@@ -1737,8 +1748,8 @@ def test_hiql_finds_far_goals_and_with_a_broken_part_does_not():
     """Two hundred random far pairs of point-medium, by small networks after 1,500 updates: 0.80 to
     0.92 on seeds 0 to 3. At most 0.08 with all AWR weights 1 (behaviour cloning), with a reward
     for each step, or with value goals drawn anywhere."""
-    def paid_for_steps(data, rng, config, env):
-        batch = hiql.sample(data, rng, config, env)
+    def paid_for_steps(*arguments):
+        batch = hiql.sample(*arguments)
         return {**batch, "rewards": -batch["rewards"]}
 
     def success(sample=hiql.sample, **changes):
@@ -1828,16 +1839,13 @@ def test_goals_are_the_entries_asked_for():
     data, goal = wanderers(), (3, 0)
     config = hiql.resolve({"env": "none", "goal_indices": goal, "batch_size": 500})
     env, all_entries = DataAlone(data, 8, goal), dataclasses.replace(config, goal_indices=())
-    whole, batch = (hiql.sample(data, np.random.default_rng(0), x, env)
+    whole, batch = (hiql.sample(data, data.valid, np.random.default_rng(0), x, env)
                     for x in (all_entries, config))
     rows = {tuple(x) for x in env.encode(data.observations)}
     assert {tuple(x) for x in whole["value_goals"]} <= rows
     for name, x in whole.items():
-        reduced = name in ("value_goals", "high_actor_goals", "low_actor_goals", "flat_actor_goals")
+        reduced = name in ("value_goals", "high_actor_goals", "low_actor_goals")
         assert (batch[name] == (x[:, goal] if reduced else x)).all()
-    data.labelled = data.valid[:40]
-    hidden = hiql.sample(data, np.random.default_rng(0), config, env)
-    assert hidden["flat_actor_goals"].shape == (500, 2)
 
 
 @pytest.mark.parametrize("discrete", [False, True])

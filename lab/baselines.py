@@ -146,7 +146,7 @@ def clone(name, params, x, target):
 
 def gcbc_loss(params, batch, config, env):
     """L = -mean log pi(a | s, g), g from the trajectory's future."""
-    x = env.pair(batch["low_actor_observations"], batch["flat_actor_goals"])
+    x = env.pair(batch["observations"], batch["high_actor_goals"])
     return clone("flat", params, x, batch["actions"])
 
 
@@ -159,7 +159,7 @@ def hgcbc_high_loss(params, batch, config, env):
 
 def hgcbc_low_loss(params, batch, config, env):
     """L = -mean log pi_l(a | s, w), w the state k steps ahead."""
-    x = hiql.concat(batch["low_actor_observations"], batch["low_actor_goals"])
+    x = hiql.concat(batch["observations"], batch["low_actor_goals"])
     return clone("low", params, x, batch["actions"])
 
 
@@ -184,9 +184,12 @@ def with_actions(data, config):
     return data
 
 
-def sample(data, rng, config, env):
-    """One batch, as `hiql.sample`."""
-    return hiql.sample(with_actions(data, config), rng, config, env)
+def sample(data, rows, rng, config, env):
+    """A batch as by `hiql.sample`; of gciql and gcbc from rows with actions, goals included."""
+    data = with_actions(data, config)
+    if config.agent in ("gciql", "gcbc"):
+        rows = data.valid
+    return hiql.sample(data, rows, rng, config, env)
 
 
 def init_params(config, env, data, rngs):

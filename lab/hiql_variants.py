@@ -136,7 +136,7 @@ def high_loss(params, batch, config, env):
     adv = mean_value(params, w, g, config, env) - mean_value(params, s, g, config, env)
     target = phi(params, s, hiql.goal_of(w, config), config, env)[0]
     if config.rep_type == "none":
-        target = w - s
+        target = hiql.goal_of(w, config) - hiql.goal_of(s, config)
     weight = hiql.awr_weight(config.high_alpha, stop_gradient(adv))
     loss, grads = awr(params["high"], env.pair(s, g), stop_gradient(target), weight)
     return loss, {"high": grads}
@@ -144,8 +144,8 @@ def high_loss(params, batch, config, env):
 
 def low_loss(params, batch, config, env):
     """`hiql.low_loss`, Eq. (7), with a learned std [D7]."""
-    s, s1, a, w = (batch[x] for x in ("low_actor_observations", "low_actor_next_observations",
-                                      "actions", "low_actor_goals"))
+    s, s1, a, w = (batch[x] for x in ("observations", "next_observations", "actions",
+                                      "low_actor_goals"))
     adv = mean_value(params, s1, w, config, env) - mean_value(params, s, w, config, env)
     z = stop_gradient(phi(params, s, w, config, env)[0])
     weight = hiql.awr_weight(config.low_alpha, stop_gradient(adv))
@@ -155,8 +155,8 @@ def low_loss(params, batch, config, env):
 
 def flat_loss(params, batch, config, env):
     """`hiql.flat_loss`, Eq. (5), with a learned std [D7]."""
-    s, s1, a, g = (batch[x] for x in ("low_actor_observations", "low_actor_next_observations",
-                                      "actions", "flat_actor_goals"))
+    s, s1, a, g = (batch[x] for x in ("observations", "next_observations", "actions",
+                                      "high_actor_goals"))
     adv = mean_value(params, s1, g, config, env) - mean_value(params, s, g, config, env)
     weight = hiql.awr_weight(config.flat_alpha, stop_gradient(adv))
     loss, grads = awr(params["flat"], env.pair(s, g), a, weight)
@@ -166,9 +166,9 @@ def flat_loss(params, batch, config, env):
 # ------------------------------------------------------------------------------------- goals
 
 
-def reached_by_state(data, rng, config, env):
-    """One batch, as `hiql.sample`, but r = m = 0 wherever the state has the goal's entries [D5]."""
-    batch = hiql.sample(data, rng, config, env)
+def reached_by_state(data, rows, rng, config, env):
+    """A batch as by `hiql.sample`, but r = m = 0 wherever the state has the goal's entries [D5]."""
+    batch = hiql.sample(data, rows, rng, config, env)
     here = hiql.goal_of(batch["observations"], config)
     batch["masks"] = (here != batch["value_goals"]).any(-1).astype(np.float32)
     batch["rewards"] = -batch["masks"]

@@ -102,7 +102,7 @@ def test_sampled_goals_have_the_counted_distribution(sample, by_state, discounts
     v = exact.expectile_values(env, at_goal, go_on, config.discount, config.expectile)
     assert by_state or exact.exact_value(config, env, data) == pytest.approx(v, nan_ok=True)
     assert at_goal.sum() + go_on.sum() == pytest.approx(1)
-    batch = sample(data, rng, config, env)
+    batch = sample(data, data.valid, rng, config, env)
     s, s1, g = (env.number(batch[name]) for name in ("observations", "next_observations",
                                                      "value_goals"))
     move = (env.neighbours[s] == s1[:, None]).argmax(1)

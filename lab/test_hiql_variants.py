@@ -39,7 +39,7 @@ def toy(variant, discrete=False, **changes):
     init = variants.PARTS[variant].get("init_params", hiql.init_params)
     params = init(config, env, data, generators(0, "init", "flat"))
     params = tree_map(lambda w: w + 0.2 * rng.normal(size=w.shape), params)
-    batch = hiql.sample(data, rng, config, env)
+    batch = hiql.sample(data, data.valid, rng, config, env)
     batch = {k: x.astype(float) if x.dtype == np.float32 else x for k, x in batch.items()}
     batch["masks"][0] = batch["rewards"][0] = 0         # one success at least
     return config, env, params, batch
@@ -124,7 +124,7 @@ def test_goals_are_reached_in_equal_states(indices):
     env = envs.make("grid-fourrooms")
     config = variants.Config(env=env.name, batch_size=500, subgoal_steps=2, goal_indices=indices)
     data = envs.collect(env, np.random.default_rng(0), episodes=3, rows=30)
-    batch, plain = (f(data, np.random.default_rng(1), config, env)
+    batch, plain = (f(data, data.valid, np.random.default_rng(1), config, env)
                     for f in (variants.reached_by_state, hiql.sample))
     s, g = batch["observations"], batch["value_goals"]
     reached = np.array([all(s[i, list(indices or (0, 1))] == g[i]) for i in range(500)])

@@ -16,14 +16,19 @@ from support.runs import HERE, load_arrays, read_json
 
 # A checkpoint is due every few updates, so that many kills fall into the writing of files.
 FLAGS = {
-    "hiql": ("--env", "grid-fourrooms", "--steps", "100", "--hidden-dims", "64,64",
-             "--batch-size", "64", "--eval-interval", "4", "--eval-episodes", "1"),
-    "hiro": ("--env", "point-umaze", "--steps", "1400", "--warmup", "300", "--hidden-dims", "16,16",
-             "--batch-size", "16", "--high-updates", "1", "--eval-interval", "100",
-             "--eval-episodes", "1")}
+    "hiql": ("--env", "grid-fourrooms", "--steps", "60", "--hidden-dims", "32,32",
+             "--batch-size", "64", "--eval-interval", "6", "--eval-episodes", "1"),
+    "hiro": ("--steps", "400", "--warmup", "100", "--hidden-dims", "16,16", "--batch-size", "16",
+             "--high-updates", "1", "--eval-interval", "30", "--eval-episodes", "1")}
 
 CODE = """
-import os, signal, sys, threading, PROGRAM
+import os, signal, sys, threading
+import envs, PROGRAM
+def task():
+    task = envs.UMazeTask()
+    task.limit = 40
+    return task
+envs.TASKS_ONLINE["point-umaze"] = task
 PROGRAM.draw = lambda *_: None
 timer = threading.Timer(float(sys.argv.pop(1)), os.kill, (os.getpid(), signal.SIGKILL))
 timer.daemon = True
