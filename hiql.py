@@ -134,9 +134,8 @@ def resolve(given, config_class=Config, changes=None):
                          "rest are random goals")
     if config.temperature and name != "none" and not envs.make(name).discrete:
         raise ValueError(f"--temperature is for the discrete actions of grids, not for {name}")
-    if config.goal_indices and (name != "none" or config.rep_type == "none"):
-        raise ValueError("--goal-indices is for --env none, since mazes have positions alone, and "
-                         "for subgoals by phi")
+    if config.goal_indices and name != "none":
+        raise ValueError("--goal-indices is for --env none, since mazes have positions alone")
     return config
 
 
@@ -303,7 +302,7 @@ def init_params(config, env, data, rngs):
     setting, rng = (config, env, data), rngs["init"]
     rep = config.rep_dim
     if config.rep_type == "none":
-        rep = env.encode(data.observations[:1]).shape[-1]
+        rep = goal_of(env.encode(data.observations[:1]), config).shape[-1]
     params = init_value(rng, *setting)
     params["high"] = init_policy(rng, *setting, ("state", "goal", "pair"), rep)
     params["low"] = init_policy(rng, *setting, ("state", "subgoal"), env.action_dim)
@@ -372,13 +371,13 @@ def high_loss(params, batch, config, env):
     """High-level policy by AWR, J_h (Eq. 6): A = V(w, g) - V(s, g), w the state k steps ahead.
 
     L = -mean( min(exp(alpha A), 100) log pi_h(phi([s; w]) | s, g) ).   s, w (B,S), g (B,G).
-    Without phi the target is w - s [D8]. Constants: A, phi [D3].
+    Without phi the target is w - s, of the entries that make a goal [D8]. Constants: A, phi [D3].
     """
     s, g, w = (batch[x] for x in ("observations", "high_actor_goals", "high_actor_targets"))
     adv = mean_value(params, w, g, config, env) - mean_value(params, s, g, config, env)
     target = phi(params, s, goal_of(w, config), config, env)[0]
     if config.rep_type == "none":
-        target = w - s                                                          # [D8]
+        target = goal_of(w, config) - goal_of(s, config)                        # [D8]
     weight = awr_weight(config.high_alpha, stop_gradient(adv))
     loss, grads = awr(params["high"], env.pair(s, g), stop_gradient(target), weight)
     return loss, {"high": grads}
@@ -462,10 +461,10 @@ def schedule(u, losses, config):
 
 def subgoal(params, s, g, config, env):
     """What the high-level policy asks for: its mean, scaled to length sqrt(R); without phi its
-    mean added to s [D10]."""
+    mean added to s, to the entries that make a goal [D10]."""
     mean, _ = mlp(params["high"], env.pair(s, g))
     if config.rep_type == "none":
-        return s + mean
+        return goal_of(s, config) + mean
     return length_normalize({}, mean)[0]
 
 

@@ -36,6 +36,8 @@ from nets import flatten, mlp, tree_map, unflatten
 from support.datasets import DataAlone, check_dataset, load_dataset, save_dataset
 from support.runs import HERE, Run, generators, read_run
 
+
+
 GOLDEN = os.environ.get("GOLDEN_HIQL", os.path.join(HERE, "data", "golden_hiql_f64.npz"))
 CORRIDOR = "######### #.......# #########"
 
@@ -643,10 +645,12 @@ def test_an_own_maze_has_tests_for_online_learning():
             assert 0.99 < off.max() <= 1 and off.mean() == pytest.approx(0.5, abs=0.02)
 
 
-def test_the_u_maze_of_hiro():
+def test_the_u_maze_of_hiro(monkeypatch):
     """Rewards, success and time limit by Gymnasium's calls; starts and goals as the task says."""
-    task, rng = envs.make_task("point-umaze"), np.random.default_rng(0)
-    assert (task.name, task.limit, task.settings) == ("point-umaze", 500, {})
+    monkeypatch.setitem(envs.TASKS_ONLINE, "mine", envs.UMazeTask)
+    task, rng = envs.make_task("mine"), np.random.default_rng(0)
+    assert (task.name, task.maze.name, task.limit) == ("mine", "point-umaze", 500)
+    assert task.settings == {} and envs.TASKS_ONLINE["point-umaze"] is envs.UMazeTask
     assert (task.eval_noise, task.goal_scale) == (0, 1)
     task.reset(seed=3)
     for t in range(1, task.limit + 1):
@@ -757,8 +761,8 @@ def test_data_are_collected_by_a_recipe():
     for maze, wrong, words in (
             (envs.make("grid-maze"), dict(kind="stitch"), "no data of kind 'stitch'"),
             (env, dict(kind="explore"), "no data of kind"),
-            (env, dict(episodes=0), "collect needs"),
-            (env, dict(rows=1), "collect needs"), (env, dict(noise=-1), "collect needs")):
+            (env, dict(episodes=0), "collect needs"), (env, dict(rows=1), "collect needs"),
+            (env, dict(noise=-1), "collect needs")):
         with pytest.raises(ValueError, match=words):
             envs.collect(maze, rng, **wrong)
 
@@ -901,7 +905,6 @@ def test_what_goes_before_what_in_a_config(registry):
     ({"value_p_curgoal": 0.51}, "must not exceed 1 together"),
     ({"env": "none", "goal_indices": (0, 0)}, "--goal-indices must be different"),
     ({"env": "none", "goal_indices": (-1,)}, "--goal-indices must be different"),
-    ({"env": "none", "goal_indices": (0,), "rep_type": "none"}, "subgoals by phi"),
     ({"env": "point-medium", "goal_indices": (0,)}, "is for --env none")])
 def test_wrong_settings_of_hiql_are_refused(wrong, words):
     with pytest.raises(ValueError, match=words):
@@ -915,7 +918,7 @@ def toy(discrete=False, seed=0, env=None, **changes):
     """A small float64 problem: config, parameters (perturbed, so that target and value differ),
     random batch with one success at least, maze."""
     config = hiql.resolve({"env": "grid-fourrooms" if discrete else "point-medium",
-                           "hidden_dims": (6, 5), "batch_size": 7, **changes})
+                           "hidden_dims": (4, 3), "batch_size": 7, **changes})
     config.rep_dim = 3                                  # as a flag it is refused without phi
     rng = np.random.default_rng(seed)
     env = env or envs.make(config.env)
@@ -931,54 +934,32 @@ def toy(discrete=False, seed=0, env=None, **changes):
 FOURROOMS = envs.make("grid-fourrooms")
 
 
-@pytest.mark.parametrize("random_goals", [0.0, 0.4])
-def test_a_batch_by_rows(random_goals):
-    """A state is its row's number, as its action is. Rows are drawn from those given, value goals
-    and random policy goals anywhere; other goals are of the row's future."""
+@pytest.mark.parametrize("random", [0.0, 0.4])
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 5, 6, 7, 8, 9, 10], [5, 6, 7, 8, 9, 10]])
+def test_a_batch_has_the_rows_asked_for(rows, random):
+    """A state is its row's number, as its action is. Value goals, and random ones, are of any row;
+    the others of the future of their row."""
     data, k = chain(range(5), range(5, 12)), 3
-    data.actions, everywhere = np.arange(12), {0, 1, 2, 3, 5, 6, 7, 8, 9, 10}
+    data.actions = np.arange(12)
     config = hiql.resolve({"env": "grid-fourrooms", "subgoal_steps": k, "batch_size": 4000,
-                           "actor_p_randomgoal": random_goals})
-    for rows in (data.valid, np.arange(5, 11)):
-        batch = hiql.sample(data, rows, np.random.default_rng(0), config, FOURROOMS)
-        i, s1, g, goal, target, w = (batch[x][:, 1].astype(int) for x in (
-            "observations", "next_observations", "value_goals", "high_actor_goals",
-            "high_actor_targets", "low_actor_goals"))
-        last = np.where(i < 5, 3, 10)                           # last transition of each row's
-        ahead = np.minimum(i + k, last)
-        assert set(i) == set(rows) and set(g) == everywhere
-        assert (s1 == i + 1).all() and (batch["actions"] == i).all() and (w == ahead).all()
-        assert (batch["masks"] == (g != i)).all() and (batch["rewards"] == -batch["masks"]).all()
-        future = (np.minimum(i + 1, last) <= goal) & (goal <= last)
-        cut = target == np.minimum(i + k, goal)
-        if random_goals:            # some random ones are of the future; at a random goal no cut
-            assert set(goal) == everywhere and 0.2 < (~future).mean() < 0.4
-            assert (cut | (target == ahead)).all() and (target == ahead)[~future].all()
-        else:
-            assert future.all() and cut.all()
-
-
-def test_rows_without_actions_are_for_value_and_high_level():
-    """The low-level and the flat policy get a batch of their own, of rows whose action is shown."""
-    data, seen = chain(range(5), range(5, 12)), {}
-    data.actions, data.labelled = np.arange(12), np.arange(5, 11)
-    config = hiql.resolve({"env": "grid-fourrooms", "subgoal_steps": 3, "batch_size": 500})
-
-    def noted(name):
-        def loss(params, batch, config, env):
-            seen[name] = batch
-            return 0.0, {}
-        return loss
-
-    losses = {name: noted(name) for name in ("value", "high", "low", "flat")}
-    agent = new_agent({"target": {}})
-    hiql.update(agent, data, np.random.default_rng(0), config, FOURROOMS, losses)
-    assert seen["value"] is seen["high"] and seen["low"] is seen["flat"]
-    assert set(seen["value"]["observations"][:, 1]) == set(data.valid)
-    assert set(seen["low"]["observations"][:, 1]) == set(data.labelled)
-    data.labelled = data.valid
-    hiql.update(agent, data, np.random.default_rng(0), config, FOURROOMS, losses)
-    assert seen["value"] is seen["low"]
+                           "actor_p_randomgoal": random})
+    batch = hiql.sample(data, np.array(rows), np.random.default_rng(0), config, FOURROOMS)
+    assert batch["masks"].shape == batch["rewards"].shape == (4000,)
+    i, s1, g, goal, target, w = (batch[x][:, 1].astype(int) for x in (
+        "observations", "next_observations", "value_goals", "high_actor_goals",
+        "high_actor_targets", "low_actor_goals"))
+    last = np.where(i < 5, 3, 10)                               # last transition of each row's
+    assert set(i) == set(rows) and set(g) == {0, 1, 2, 3, 5, 6, 7, 8, 9, 10}
+    assert (s1 == i + 1).all() and (batch["actions"] == i).all()
+    assert (batch["masks"] == (g != i)).all() and (batch["rewards"] == -batch["masks"]).all()
+    assert (w == np.minimum(i + k, last)).all()
+    future = (np.minimum(i + 1, last) <= goal) & (goal <= last)
+    cut = target == np.minimum(i + k, goal)
+    if not random:
+        assert future.all() and cut.all()
+    else:                               # three quarters of the random ones are not of the future
+        assert set(goal) == set(g) and 0.2 < (~future).mean() < 0.33
+        assert (cut | (target == w)).all() and (target == w)[~future].all()
 
 
 @pytest.mark.parametrize("discounts", [{"discount": 0.9, "goal_discount": 0.6},
@@ -1001,9 +982,19 @@ def test_goals_have_the_published_shares(discounts):
 
 
 def test_actions_are_hidden_by_whole_trajectories():
-    """The row of a state says whether its action is shown: no batch has another."""
+    """An action is its row's number: the losses of low-level and flat policy never see one that is
+    hidden; value and high level learn from all rows."""
     data = chain(range(3), range(4), range(5))                  # rows 0-2, 3-6, 7-11
     data.actions, rows, hidden = np.arange(12), [{0, 1}, {3, 4, 5}, {7, 8, 9, 10}], set()
+    config, seen = hiql.resolve({"env": "grid-fourrooms", "batch_size": 100}), {}
+
+    def watched(name):
+        def loss(params, batch, *_):
+            seen[name] = batch
+            return 0.0, {}
+        return loss
+
+    losses = {name: watched(name) for name in ("value", "high", "low", "flat")}
     for fraction, n in ((0, 0), (0.3, 1), (0.4, 1), (0.6, 2)):
         for seed in range(20):
             hiql.hide_actions(data, fraction, np.random.default_rng(seed))
@@ -1011,6 +1002,12 @@ def test_actions_are_hidden_by_whole_trajectories():
             shown = set().union(*(x for x, keep in zip(rows, kept) if keep))
             assert sum(kept) == 3 - n and set(data.labelled) == shown
             hidden |= {i for i, keep in enumerate(kept) if not keep}
+            hiql.update(new_agent({"target": {}}), data, np.random.default_rng(seed), config,
+                        FOURROOMS, losses)
+            assert seen["low"] is seen["flat"] and set(seen["low"]["actions"]) == shown
+            assert seen["value"] is seen["high"]
+            assert set(seen["value"]["actions"]) == set().union(*rows)
+            assert (seen["low"] is seen["value"]) == (n == 0)
     assert hidden == {0, 1, 2}
     with pytest.raises(ValueError, match="--action-free 0.9 hides the actions of all"):
         hiql.hide_actions(data, 0.9, None)
@@ -1018,6 +1015,7 @@ def test_actions_are_hidden_by_whole_trajectories():
 
 # ------------------------------------------------------------------- hiql: golden update
 
+ALL_SHOWN = SimpleNamespace(valid=range(1), labelled=range(1))      # data of a given batch
 NETWORKS = {"goal_rep": "phi", "value": "value", "target_value": "target/value",
             "low_actor": "low", "high_actor": "high"}
 
@@ -1094,7 +1092,7 @@ def test_golden_parameters_after_ten_updates():
     assert betas == z["config/adam_b1_b2_eps"].tolist()
     agent = new_agent(tree("init"))
     for i in range(10):
-        losses = hiql.update(agent, NO_DATA, None, config, env, sample=lambda *_: batch)
+        losses = hiql.update(agent, ALL_SHOWN, None, config, env, sample=lambda *_: batch)
         assert agent["update"] == i + 1
         for name, theirs in (("value", "value"), ("low", "low_actor"), ("high", "high_actor")):
             close(losses[f"{name}_loss"], z[f"loss_curve/{theirs}"][i])
@@ -1162,14 +1160,15 @@ def test_policy_losses_by_hand():
             weight = np.minimum(np.exp(alpha * adv), 100)
             return pytest.approx(-(weight * log_prob).mean(), rel=1e-12)
 
-        s, s1, w, a, g = (batch[k] for k in ("observations", "next_observations",
-                                             "low_actor_goals", "actions", "high_actor_goals"))
+        s, s1, w, a, g, high_w = (batch[k] for k in (
+            "observations", "next_observations", "low_actor_goals", "actions", "high_actor_goals",
+            "high_actor_targets"))
         adv = mean_value(s1, w) - mean_value(s, w)
         assert hiql.low_loss(params, batch, config, env)[0] == awr(1.3, adv, "low", s, rep(s, w), a)
         adv = mean_value(s1, g) - mean_value(s, g)
         assert hiql.flat_loss(params, batch, config, env)[0] == awr(0.4, adv, "flat", s, g, a)
-        w = batch["high_actor_targets"]
-        adv, said = mean_value(w, g) - mean_value(s, g), w - s if rep_type == "none" else rep(s, w)
+        adv = mean_value(high_w, g) - mean_value(s, g)
+        said = high_w - s if rep_type == "none" else rep(s, high_w)
         assert hiql.high_loss(params, batch, config, env)[0] == awr(0.7, adv, "high", s, g, said)
 
 
@@ -1218,9 +1217,6 @@ def test_gradients_of_the_losses(name):
 # -------------------------------------------------------------------------- hiql: the update
 
 
-NO_DATA = SimpleNamespace(valid=(), labelled=())        # where batches are given
-
-
 def new_agent(params):
     """An agent before its first update."""
     return {"params": params, "optimiser": hiql.init_optimiser(params),
@@ -1250,12 +1246,12 @@ def test_all_gradients_come_before_any_change():
         return f
 
     def sample(*arguments):
-        assert arguments == (NO_DATA, (), "rng", config, env)
+        assert arguments == (ALL_SHOWN, ALL_SHOWN.valid, "rng", config, env)
         return batch
 
     losses = {name: watched(f) for name, f in hiql.LOSSES.items()}
     for u in range(3):
-        row = hiql.update(agent, NO_DATA, "rng", config, env, losses, sample)
+        row = hiql.update(agent, ALL_SHOWN, "rng", config, env, losses, sample)
         assert set(row) == {"value_loss", "high_loss", "low_loss"}
     assert len(seen) == 9
     for u in (0, 3, 6):
@@ -1276,7 +1272,7 @@ def test_policy_steps_train_the_value_first():
     agent, counts = new_agent(params), []
     for u in range(10):
         before = tree_map(np.copy, params)
-        row = hiql.update(agent, NO_DATA, None, config, env, losses, lambda *_: batch)
+        row = hiql.update(agent, ALL_SHOWN, None, config, env, losses, lambda *_: batch)
         assert set(row) == ({"value_loss"} if u < 4 else {"high_loss", "low_loss", "flat_loss"})
         changed = {name.split("/")[0] for name, x in flatten(params).items()
                    if (x != flatten(before)[name]).any()}
@@ -1612,10 +1608,10 @@ def test_a_run_draws_from_five_generators(row):
                         flat=given["flat"].bit_generator._seed_seq.spawn_key)
             return hiql.init_params(config, env, data, given)
 
-        def sample(data, rows, rng, config, env):
+        def sample(data, rows, rng, *rest):
             assert data is seen["data"]
             seen["batch"] = rng.bit_generator._seed_seq.spawn_key
-            return hiql.sample(data, rows, rng, config, env)
+            return hiql.sample(data, rows, rng, *rest)
 
         config = dataclasses.replace(config, train_flat=train_flat)
         agents.append(hiql.train(None, config, sample=sample, init_params=init_params).agent)
@@ -1728,7 +1724,7 @@ def test_policies_follow_the_advantage(monkeypatch):
     env = envs.GridWorld("grid-tiny", "umaze")          # seven cells in a bent corridor
     data = envs.collect(env, np.random.default_rng(0), episodes=200, rows=41, noise=1.0)
     config = hiql.resolve({"env": "grid-fourrooms", "discount": 0.9, "hidden_dims": (32, 32),
-                           "steps": 300, "batch_size": 128, "subgoal_steps": 2})
+                           "steps": 250, "batch_size": 128, "subgoal_steps": 2})
 
     def scores():
         params = trained(config, env, data, {**hiql.LOSSES, "flat": hiql.flat_loss})
@@ -1846,6 +1842,36 @@ def test_goals_are_the_entries_asked_for():
     for name, x in whole.items():
         reduced = name in ("value_goals", "high_actor_goals", "low_actor_goals")
         assert (batch[name] == (x[:, goal] if reduced else x)).all()
+
+
+def test_a_subgoal_can_be_a_part_of_the_state():
+    """Without phi, with goals (3, 0) of x, y, vx, vy: the high level learns and asks for
+    w[(3, 0)] - s[(3, 0)]; the low level sees s and the subgoal itself."""
+    data, goal = wanderers(), (3, 0)
+    config = hiql.resolve({"env": "none", "goal_indices": goal, "rep_type": "none",
+                           "batch_size": 6, "hidden_dims": (5,), "high_alpha": 0.0})
+    env, rng = DataAlone(data, 8, goal), np.random.default_rng(0)
+    params = hiql.init_params(config, env, data, generators(0, "init", "flat"))
+    params = tree_map(lambda w: w + 0.3 * rng.normal(size=w.shape), params)
+    batch = hiql.sample(data, data.valid, rng, config, env)
+    s, w, g = (batch[x].astype(float) for x in ("observations", "high_actor_targets",
+                                                "high_actor_goals"))
+    batch = {**batch, "observations": s, "high_actor_targets": w, "high_actor_goals": g}
+    assert w.shape == (6, 4) and g.shape == batch["low_actor_goals"].shape == (6, 2)
+
+    mean = mlp(params["high"], np.concatenate([s, g], 1))[0]
+    error = w[:, [3, 0]] - s[:, [3, 0]] - mean
+    loss, grads = hiql.high_loss(params, batch, config, env)
+    assert loss == pytest.approx((0.5 * (error ** 2).sum(1) + np.log(2 * np.pi)).mean())
+    errors = nets.derivative_error(lambda tree: hiql.high_loss(tree, batch, config, env)[0],
+                                   params, grads)
+    assert max(errors.values()) < 1e-12 and "high/dense1/W" in errors
+
+    act, here = hiql.Actor(params, config, env), data.observations[:6]
+    s, g = env.encode(here, float), env.encode_goal(here[:, goal], float)
+    subgoal = s[:, [3, 0]] + mlp(params["high"], np.concatenate([s, g], 1))[0]
+    a = mlp(params["low"], np.concatenate([s, subgoal], 1))[0]
+    close(act(here, here[:, goal], 0), np.clip(a, -1, 1), 1e-5)
 
 
 @pytest.mark.parametrize("discrete", [False, True])
