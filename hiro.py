@@ -572,9 +572,6 @@ def train(env, config, run=None, *, goal_range=None, evaluate=evaluate, actor=Ac
             s = window["states"][-1]
             step += len(window["actions"])
             agent["step"][...] = step
-            if warm and step >= config.warmup:
-                n = min(int(replay["count"]), len(replay["mask"]))
-                replay["goal"][:n] = explore.uniform(-1, 1, (n, len(half))) * half
             if step >= config.warmup:                       # all updates at a window's end [E12]
                 rate = schedule(step, config)
                 for _ in window["actions"]:
