@@ -326,8 +326,13 @@ def expectile_weight(expectile, adv):
 
 
 def awr_weight(alpha, adv):
-    """min(exp(alpha A), 100), by clipping the exponent: nothing overflows [D11]; (B,)."""
-    return np.exp(np.minimum(alpha * adv, math.log(100)))
+    """min(exp(alpha A), 100), by clipping the exponent: nothing overflows [D11]; (B,).
+
+    Weights below 1e-20 are 0: they change nothing, but what they multiply would become subnormal
+    numbers, which are slow.
+    """
+    weight = np.exp(np.minimum(alpha * adv, math.log(100)))
+    return weight * (weight > 1e-20)
 
 
 def awr(p, x, target, weight):

@@ -23,6 +23,8 @@ import os
 import pickle
 import re
 import signal
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -188,6 +190,37 @@ def narrow(tree):
     return tree_map(lambda x: x.astype(np.float32) if x.dtype == float else x, tree)
 
 
+READ_ONLY = {                           # layer, shapes of its parameters
+    "linear": (nets.linear, {"W": (4, 6), "b": (6,)}),
+    "linear, twin": (nets.linear, {"W": (2, 4, 6), "b": (2, 6)}),
+    "layer_norm": (nets.layer_norm, {"scale": (4,), "shift": (4,)}),
+    "gelu": (nets.gelu, {}), "relu": (nets.relu, {}), "tanh": (nets.tanh, {}),
+    "length_normalize": (nets.length_normalize, {})}
+
+
+@pytest.mark.parametrize("name", READ_ONLY)
+def test_layers_change_nothing_that_they_were_given(name):
+    """Neither layer nor back writes to x, p, dy or y: they are read-only here. A back that is
+    called again gives the same, also after its first results were overwritten."""
+    layer, shapes = READ_ONLY[name]
+    rng = np.random.default_rng(0)
+    p = {key: rng.normal(size=shape) for key, shape in shapes.items()}
+    x = rng.normal(size=(5, 4))
+    for array in (x, *p.values()):
+        array.flags.writeable = False
+    y, back = layer(p, x)
+    dy = rng.normal(size=y.shape)
+    for array in (y, dy):
+        array.flags.writeable = False
+    dx, grads = back(dy)
+    first = [dx.copy(), *(g.copy() for g in grads.values())]
+    for array in (dx, *grads.values()):
+        array[...] = np.nan
+    dx, grads = back(dy)
+    for again, before in zip((dx, *grads.values()), first):
+        assert (again == before).all()
+
+
 def test_float32_stays_float32():
     """Layers and HIQL's losses: nothing widens numbers to float64 on the way."""
     x = np.ones((4, 3), np.float32)
@@ -222,6 +255,74 @@ def test_adam_and_ema_by_hand():
     target = {"w": np.array([2.0])}
     nets.ema(target, {"w": np.array([4.0]), "other": np.array([7.0])}, 0.25)
     assert target["w"][0] == 2.5
+
+
+def subnormals(tree):
+    """How many numbers of a tree's arrays are subnormal."""
+    return sum(int(((x != 0) & (np.abs(x) < np.finfo(x.dtype).tiny)).sum())
+               for x in flatten(tree).values() if x.dtype.kind == "f")
+
+
+@pytest.mark.parametrize("count, left", [(98, 1e-31), (99, 0), (100, 1e-31), (199, 0)])
+def test_moments_that_have_died_are_set_to_zero_every_hundred_updates(count, left):
+    """Below 1e-30, of either sign; second moments below 1e-36."""
+    p, state = {"w": np.ones(4, np.float32)}, nets.adam_init({"w": np.ones(4, np.float32)})
+    state["count"][...] = count
+    state["m"]["w"][:] = np.array([1e-31, -1e-31, 1.2e-30, -1.2e-30]) / 0.9
+    state["v"]["w"][:] = np.array([1e-37, 1.1e-36, 1e-31, 1]) / 0.999
+    nets.adam(p, {"w": np.zeros(4, np.float32)}, state, 1e-3)
+    np.testing.assert_allclose(state["m"]["w"], [left, -left, 1.2e-30, -1.2e-30], rtol=1e-5)
+    np.testing.assert_allclose(state["v"]["w"], [left and 1e-37, 1.1e-36, 1e-31, 1], rtol=1e-5)
+
+
+def test_dead_units_leave_no_subnormal_numbers_and_every_bit_as_it_was(monkeypatch):
+    """TD3 with a rate at which units die: against Adam's formulas alone, bit by bit."""
+    def plain_adam(params, grads, state, lr, b1=0.9, b2=0.999, eps=1e-8):
+        state["count"] += 1
+        t = int(state["count"])
+        flat, ms, vs = flatten(params), flatten(state["m"]), flatten(state["v"])
+        for name, g in flatten(grads).items():
+            m, v = ms[name], vs[name]
+            m[...] = b1 * m + (1 - b1) * g
+            v[...] = b2 * v + (1 - b2) * (g * g)
+            flat[name] -= lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+
+    def level(optimiser):
+        monkeypatch.setattr(hiro, "adam", optimiser)
+        config, rng = hiro.resolve({"hidden_dims": (32, 32)}), np.random.default_rng(0)
+        level = hiro.td3_init(rng, 4, 2, config)
+        for _ in range(1100):
+            x, x1 = rng.normal(size=(2, 8, 4)).astype(np.float32)
+            batch = {"observations": 3 * x, "next_observations": 3 * x1,
+                     "actions": np.tanh(x[:, :2]), "rewards": -np.abs(x1[:, 0]),
+                     "masks": np.ones(8, np.float32)}
+            hiro.td3_update(level, batch, rng, 0.95, 10.0, config)
+        return level
+
+    plain, mine = level(plain_adam), level(nets.adam)
+    same(plain["online"], mine["online"])
+    same(plain["target"], mine["target"])
+    assert subnormals(plain) > 100 and subnormals(mine) == 0
+
+
+def test_awr_weights_are_never_subnormal():
+    """From 1e-20 on they are exact, below they are 0."""
+    adv = np.linspace(-12, 1, 4000, dtype=np.float32)
+    weight = hiql.awr_weight(10.0, adv)
+    exact = np.exp(np.minimum(np.float32(10) * adv, np.float32(np.log(100))))
+    assert weight.dtype == np.float32 and subnormals({"w": exact}) > 100
+    assert (weight == np.where(exact > 1e-20, exact, 0)).all() and (weight == 0).sum() > 1000
+
+
+@pytest.mark.parametrize("code, variable, told", [
+    ("import numpy, nets, hiql", {}, True), ("import envs, hiql", {}, False),
+    ("import numpy, nets", {"OMP_NUM_THREADS": "2"}, False)])
+def test_who_imports_numpy_first_is_told_so_once(code, variable, told):
+    """In one line, unless a variable of threads is set."""
+    plain = {name: x for name, x in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, env={**plain, **variable},
+                          text=True, capture_output=True)
+    assert done.returncode == 0 and done.stdout == "" and done.stderr.count("\n") == told
 
 
 def test_numpy_is_told_to_use_one_thread_and_glibc_to_keep_memory(monkeypatch):
