@@ -3,35 +3,41 @@
 Park, Ghosh, Eysenbach, Levine 2023, arXiv 2307.11949. From a data set without rewards learn
   V(s, phi([s; g]))   the value: minus the discounted number of steps to the goal; without
                       actions, by expectile regression
-  pi_h(z | s, g)      the high-level policy: the representation z = phi([s; w]) of the state w
-                      that lies k steps ahead (others call this policy the manager)
-  pi_l(a | s, z)      the low-level policy: the action that leads there (the worker)
+  pi_h(z | s, g)      the high-level policy (others say manager): chooses the representation
+                      z = phi([s; w]) of the state w that lies k steps ahead
+  pi_l(a | s, z)      the low-level policy (others say worker): the action that leads there
 Both policies learn by advantage-weighted regression (AWR) from that one value.
 
     python hiql.py            trains on point-medium, two to six minutes on one core; leaves logs,
                               checkpoint, summary and pictures in runs/
     python hiql.py --help     every flag with its meaning and, where it differs, its published value
 
-What happens then, in order: `main` makes the config (`resolve`) and opens the run; `train` makes
-the maze, collects its data, makes the networks (`init_params`) and saves them; then `update` runs
-in a plain loop: a batch (`sample`), all losses with their gradients, target EMA, Adam. Every
-eval_interval updates, and after the last one, `evaluate` and a checkpoint; then the pictures
-(`draw`), and the summary is printed.
+What `python hiql.py` does, in order:
+1. `main` makes the config (`resolve`) and opens the run; `train` makes the maze, collects its data
+   (`load_data`) and makes the networks (`init_params`); `run.begin` saves them.
+2. `update`, in a plain loop: a batch (`sample`), all losses with their gradients, target EMA, Adam.
+   Every eval_interval updates, and after the last one, `evaluate_all` and a checkpoint.
+3. `draw` makes the pictures, `run.finish` prints the summary and writes summary.json.
 
-The default is no reproduction [D12]: 128x3 units, batches of 256, 5,000 updates, Adam 2e-3 falling
-to 0, tau 0.1, inverse temperatures 10, discount 0.98, k 8 (published: 512x3, 1024, 1,000,000, 3e-4,
-0.005, 3, 0.99, 25); and first layers bend at states of the data [D14], the papers' do not.
+The default is no reproduction [D12]. "Published" is OGBench's code: 512x3 units, batches of 1024,
+1,000,000 updates, Adam 3e-4, EMA rate 0.005, inverse temperatures of both levels 3 (authors: 1),
+discount 0.99, k 25; here 128x3, 256, 5,000, 2e-3 falling to 0 over the second half, 0.1, 10, 0.98,
+8. And first layers bend at states of the data [D14]; theirs do not.
 
-No gradient flows where `back` is not called (nets.py). `value_loss` changes the value heads and
-phi, at the current state alone; each policy's loss changes that policy alone. All else is constant:
-the target network, phi anywhere else, advantages and weights.
+A layer is y, back = layer(params, x) with back(dy) -> dx, gradients (nets.py); no gradient flows
+where `back` is not called, and `stop_gradient` only says so to the derivative check. `value_loss`
+changes the value heads, and phi through V(s, z) alone; each policy's loss changes that policy
+alone. All else is constant: the target network and what it sees, phi anywhere else, advantages and
+weights.
 
-Symbols inside the losses: s, s1 state and next state, g goal, w state k steps ahead (subgoal),
-a action, r reward in {-1, 0}, m mask, z representation, v value, t value by the target network,
-adv advantage A. Shapes: batch B, states S (as the networks see them), goals G (S, or with
-goal_indices fewer), representation R (G without phi), actions (B, a), in mazes a = 2, or (B,)
-integers, two value heads: v (2, B). Tags [D1] ...: where paper, its authors' code and OGBench's
-differ, docs/deviations.md. Of the equation numbers only Eqs. (4), (6) and (7) are confirmed.
+Symbols inside the losses:
+    s, s1 state and next state    g goal    w state k steps ahead (subgoal)    a action
+    r reward in {-1, 0}    m mask    z representation    adv advantage A
+    v value, (2, B) of two heads    t value by the target network T
+Shapes: batch B, states S (as the networks see them), goals G (S, or with goal_indices fewer),
+representation R (G without phi), actions (B, a), in mazes a = 2, or (B,) integers.
+Tags [D1] ...: docs/deviations.md has what paper, authors' code and OGBench do, and why it is done
+so here. Equation numbers are the paper's; (4), (6), (7) are confirmed by other texts, (5) is not.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -62,10 +68,10 @@ INITS = "data", "glorot"
 class Config:
     """Everything that decides a run: default, meaning | OGBench's value.
 
-    `resolve` puts in what the environment changes. The authors' own alphas are 1."""
+    `resolve` puts in what the environment changes; the default one changes nothing."""
 
-    env: str = option("point-medium", "environment; none: --dataset without one", ENVIRONMENTS)
-    dataset: str = option("", "npz file in OGBench's layout; none: the data is collected")
+    env: str = option("point-medium", "environment; none: --dataset is of no maze", ENVIRONMENTS)
+    dataset: str = option("", "npz file in OGBench's layout; else data is collected")
     goal_indices: tuple = option((), "entries of a state that make a goal; none: all", INDICES)
     seed: int = option(0, "seed of everything random, collected data included", NOT_NEGATIVE)
     steps: int = option(5000, "updates (of the value, with --policy-steps) | 1,000,000", POSITIVE)
@@ -75,7 +81,7 @@ class Config:
     lr: float = option(2e-3, "Adam's learning rate | 3e-4", POSITIVE)
     lr_decay: bool = option(True, "it falls to 0 over the second half [D12] | constant")
     discount: float = option(0.98, "discount gamma | 0.99", OPEN)
-    expectile: float = option(0.7, "expectile of Eq. (4), the paper's tau | 0.7", OPEN)
+    expectile: float = option(0.7, "expectile of Eq. (4) | 0.7", OPEN)
     tau: float = option(0.1, "EMA rate of the target network | 0.005", OPEN)
     subgoal_steps: int = option(8, "k: a subgoal is the state so many steps ahead | 25", POSITIVE)
     high_alpha: float = option(10.0, "AWR's inverse temperature, high level | 3", NOT_NEGATIVE)
@@ -103,6 +109,7 @@ WORDS = {"quick": "the whole path in seconds, pictures included; success is not 
          "published_rates": "OGBench's rates, inverse temperatures and initialisation, not its "
                             "sizes, encoding, discount and k [D12]"}
 ACTING = ("params", "update", "units")          # what acting and --eval need of an agent
+# what former versions could set, at its only value today: other runs of theirs are refused
 DEPARTED = dict(const_std=True, goal_reached_by="index", preset="fast", encoding="position")
 PROGRAM = Program("hiql.py", Config, "update", ACTING, DEPARTED)
 
@@ -111,8 +118,8 @@ def resolve(given, config_class=Config, changes=None):
     """A whole Config: defaults, changed by environment, --published-rates, `changes`, --quick, and
     the flags given.
 
-    given: {field: value}, and quick or published_rates: True. changes: those of an agent of the
-    laboratory. ValueError: a value out of its range, or values that do not go together.
+    given: {field: value}, and quick or published_rates: True. changes: those of a program of lab/.
+    ValueError: a value out of its range, one without effect, or values that do not go together.
     """
     given = dict(given)
     name = given.setdefault("env", "none" if given.get("dataset") else Config.env)
@@ -152,17 +159,18 @@ def sample(data, rows, rng, config, env):
 
     Row i is drawn uniformly from rows; "any row" is one with a transition, last the last such row
     of i's trajectory, k is subgoal_steps.
-    value_goals         row i itself with probability value_p_curgoal (0.2); row min(i + n, last)
-                        with value_p_trajgoal (0.5), n ~ Geometric(1 - discount); else any row
+    value_goals         row i itself with probability value_p_curgoal (0.2); else any row (0.3); or
+                        with value_p_trajgoal (0.5) row min(i + n, last), n = 1, 2, ... drawn from
+                        Geometric(1 - discount), or with goal_discount in its place
     rewards, masks      r = m = 0 where row i is its own value goal, else r = -1, m = 1
-    high_actor_goals    row round(u min(i + 1, last) + (1 - u) last), u ~ U(0, 1): the two ends have
-                        half the weight of a row between them; with actor_p_randomgoal any row
+    high_actor_goals    uniform over rows i + 1 to last, but the two ends have half the weight of a
+                        row between them; with probability actor_p_randomgoal any row
     high_actor_targets  row min(i + k, that goal); if that goal is random, min(i + k, last)
     low_actor_goals     row min(i + k, last)
     """
     obs, valid, n = data.observations, data.valid, config.batch_size
     i = rows[rng.integers(len(rows), size=n)]
-    last = data.last[i] - 1
+    last = data.last[i] - 1                             # data.last: a trajectory's last row
     ahead = np.minimum(i + config.subgoal_steps, last)
 
     future = np.minimum(i + rng.geometric(1 - (config.goal_discount or config.discount), n), last)
@@ -181,8 +189,8 @@ def sample(data, rows, rng, config, env):
         goal = np.where(other, valid[rng.integers(len(valid), size=n)], goal)
         target = np.where(other, ahead, target)
 
-    def goals(rows):
-        return goal_of(env.encode(obs[rows]), config)
+    def goals(at):
+        return goal_of(env.encode(obs[at]), config)
 
     return {"observations": env.encode(obs[i]), "next_observations": env.encode(obs[i + 1]),
             "actions": data.actions[i], "value_goals": goals(value_goal), "rewards": -mask,
@@ -214,7 +222,8 @@ def concat(*arrays):
 def phi(params, s, g, config, env):
     """Representation z (B, R) of g as seen from s, of length sqrt(R); back(dz) -> grads.
 
-    With rep_type "none" g itself [D8]. env.pair(s, g) is [s; g].
+    With rep_type "none" g itself [D8]. env.pair(s, g) is [s; g], on OGBench's mazes also the
+    direction from s to g.
     """
     if config.rep_type == "none":
         return g, lambda dz: {}
@@ -321,7 +330,9 @@ def init_optimiser(params):
 
 
 def expectile_weight(expectile, adv):
-    """|expectile - 1(A < 0)|, the weight of the squared error in expectile regression; (B,)."""
+    """|expectile - 1(A < 0)|, the weight of the squared error in expectile regression; (B,).
+
+    .real: for the derivative check, here and in nets.py."""
     return np.where(adv.real >= 0, expectile, 1 - expectile).astype(adv.real.dtype)
 
 
@@ -354,7 +365,7 @@ def value_loss(params, batch, config, env):
     q_j = r + gamma m T_j(s', z'),  A = r + gamma m min_j T_j(s', z') - mean_j T_j(s, z)
     L_V = sum_j mean( |expectile - 1(A < 0)| (q_j - V_j(s, z))^2 ),  z = phi([s; g]), z' at s'
     -> loss, {network: gradients}, as all losses here.
-    s, s', g (B,S); r in {-1, 0} and m = -r (B,). T: target network.
+    s, s' (B,S), g (B,G); r in {-1, 0} and m = -r (B,). T: target network.
     Constants: T, phi at s', phi as T sees it, hence q and the weight. Learned: V and phi at s.
     """
     s, s1, g, r, m = (batch[x] for x in ("observations", "next_observations", "value_goals",
@@ -376,13 +387,15 @@ def high_loss(params, batch, config, env):
     """High-level policy by AWR, J_h (Eq. 6): A = V(w, g) - V(s, g), w the state k steps ahead.
 
     L = -mean( min(exp(alpha A), 100) log pi_h(phi([s; w]) | s, g) ).   s, w (B,S), g (B,G).
-    Without phi the target is w - s, of the entries that make a goal [D8]. Constants: A, phi [D3].
+    w is a whole state, because V is evaluated at it; in phi it is a goal. Without phi the target is
+    w - s, of the entries that make a goal [D8]. Constants: A, phi [D3].
     """
     s, g, w = (batch[x] for x in ("observations", "high_actor_goals", "high_actor_targets"))
     adv = mean_value(params, w, g, config, env) - mean_value(params, s, g, config, env)
-    target = phi(params, s, goal_of(w, config), config, env)[0]
     if config.rep_type == "none":
         target = goal_of(w, config) - goal_of(s, config)                        # [D8]
+    else:
+        target, _ = phi(params, s, goal_of(w, config), config, env)
     weight = awr_weight(config.high_alpha, stop_gradient(adv))
     loss, grads = awr(params["high"], env.pair(s, g), stop_gradient(target), weight)
     return loss, {"high": grads}
@@ -427,7 +440,8 @@ def update(agent, data, rng, config, env, losses=LOSSES, sample=sample):
     """One update of HIQL in place: a batch, all losses, target EMA, Adam -> {loss: value}.
 
     agent: params, optimiser, update (how many were made). All gradients come before any change;
-    the target, of the value heads alone, follows their values before the step [D3].
+    the target, of the value heads alone, follows their values before the step [D3]. Networks
+    without a gradient stay as they are.
     """
     params, u = agent["params"], int(agent["update"])
     if u == config.steps:                               # the policies' phase has its own Adam [D9]
@@ -455,7 +469,8 @@ def schedule(u, losses, config):
     if u >= config.steps:
         begin, length = config.steps, config.policy_steps
     if config.policy_steps:
-        losses = {name: f for name, f in losses.items() if (name == "value") == (begin == 0)}
+        value_first = u < config.steps
+        losses = {name: f for name, f in losses.items() if (name == "value") == value_first}
     if not config.lr_decay:
         return losses, config.lr
     return losses, config.lr * min(1, 2 * (1 - (u - begin) / length))
@@ -494,8 +509,8 @@ class Actor:
         return self.choose(output)
 
     def choose(self, output):
-        """A policy's output (N, A) as actions: the mean, clipped; integers (N,), drawn at the
-        temperature [D10]."""
+        """A policy's output (N, .) as actions: the mean, clipped; or integers (N,), the likeliest,
+        with a temperature drawn [D10]."""
         if self.env.discrete:                           # Gumbel noise draws by softmax(out / T)
             noise = self.rng.gumbel(size=output.shape)
             return (output + self.config.temperature * noise).argmax(-1)
@@ -666,7 +681,7 @@ def train(data, config, evaluate=None, run=None, *, env=None, losses=LOSSES, act
     params, mine = init_params(config, env, data, rngs), checksum(data)
     agent = {"params": params, "optimiser": init_optimiser(params), "units": env.units,
              "data": mine, "update": np.zeros((), np.int64)}
-    run.begin(agent, rngs, total)                       # a run to go on with gets its agent here
+    run.begin(agent, rngs, total)                       # saves; resumed: overwrites agent and rngs
     if agent["data"] != mine:
         raise ValueError("the data are not those of the run; their file, or what collects them, "
                          "has changed")
@@ -678,7 +693,7 @@ def train(data, config, evaluate=None, run=None, *, env=None, losses=LOSSES, act
         if due:
             run.evaluated(u, evaluate_all(agent, config, env, actors, evaluate)[0])
         if due or run.stopped:
-            run.save(agent, rngs)
+            run.save(agent, rngs)                       # a stopped run ends here
 
     found, episodes = evaluate_all(agent, config, env, actors, evaluate)
     run.evaluated(total, found)

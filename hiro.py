@@ -1,29 +1,32 @@
 """HIRO: hierarchical reinforcement learning with off-policy correction, online. NumPy only.
 
 Nachum, Gu, Lee, Levine 2018, arXiv 1805.08296. Two policies, both TD3 (Fujimoto et al. 2018):
-  mu_hi(g | s, D)    the high-level policy, also called manager: every c steps a goal g, relative
-                     to the position in s; D is the goal of the episode, which the task sets
-  mu_lo(a | s, g)    the low-level policy, also called worker: rewarded for moving the position by g
-Off-policy correction: the low-level policy has changed since a window of c steps was stored. So
-whenever the window is sampled, its goal is replaced by the one under which today's low-level policy
-would most likely have taken the stored actions.
+  mu_hi(s, D)    the high-level policy (others say manager): every c steps a goal g, relative to the
+                 position in s; D is the goal of the episode, which the task sets
+  mu_lo(s, g)    the low-level policy (others say worker): rewarded for moving the position by g
+A window is what happens under one goal: c steps, or fewer where the episode ends. Off-policy
+correction: the low-level policy has changed since a window was stored. So whenever the high level
+samples it, the goal in that batch is the one under which today's low-level policy would most likely
+have taken the stored actions; the replay, and with it the low level, keeps the goal that was given.
 
     python hiro.py            trains on HIRO's U-maze with a point mass, three to eight minutes on
                               one core; leaves logs, checkpoint, summary and pictures in runs/
     python hiro.py --help     every flag with its meaning and its published value
 
-What happens then, in order: `main` makes the config (`resolve`) and opens the run; `train` makes
-the task and both levels (`init_agent`) and saves them; then window by window, in a plain loop:
-`explore_goal`, `explore_window`, `replay_add`, and after the warm-up, for each step of the window,
-`sample_steps` and `td3_update` of the low level, then five times `sample_windows`, which relabels,
-and `td3_update` of the high level. At the first episode's end after every eval_interval steps, and
-after the last one, `evaluate` and a checkpoint; then the pictures (`draw`), and the summary is
-printed.
+What happens then, in order:
+1. `main` makes the config (`resolve`) and opens the run; `train` makes the task and both levels
+   (`init_agent`), and `run.begin` saves them.
+2. In a plain loop over windows: `explore_goal`, `explore_window`, `replay_add`; once the warm-up is
+   over also, for each step of the window, `sample_steps` and `td3_update` of the low level, then
+   high_updates (5) times `sample_windows`, which relabels, and `td3_update` of the high level.
+3. At the first episode's end after every eval_interval steps, and after the last episode,
+   `evaluate` (not within the warm-up) and a checkpoint.
+4. `draw` makes the pictures, `run.finish` prints the summary and writes summary.json.
 
-The default is no reproduction: a point, not an ant, and 60,000 steps, not 10 million; networks
-64,64 (300,300), policies' Adam 3e-4 (1e-4), all rates falling to 0, low-level discount 0.95 (0.99);
-goals within 2 (10), their noise 2 of that (0.1) and correlated, task rewards times 0.02 (0.1), 5
-high-level updates for each goal (1).
+The default is no reproduction (paper in parentheses): a point, not an ant, 60,000 steps (10
+million); networks 64,64 (300,300), policies' Adam 3e-4 (1e-4), all rates falling to 0, low-level
+discount 0.95 (0.99); goals within 2 (10); noise, in half-widths, 2 on goals and correlated (0.1),
+0.1 on actions (0.033); task rewards times 0.02 (0.1), 5 high-level updates for each window (1).
 
 Symbols: s, s1 state and next state, position first; g, g1 relative goal before and after the
 step; D the episode's goal; a action in [-1, 1], of the high level g / goal_range; r reward; m
@@ -58,13 +61,14 @@ CORRECTIONS = "off_policy", "none"
 class Config:
     """Everything that decides a run: default, meaning | the paper's value.
 
-    `resolve` puts in what the task changes."""
+    Noise is in half-widths of the action range, at the high level of the goal range. `resolve` puts
+    in what the task changes; the default task changes nothing."""
 
     env: str = option("point-umaze", "task", tuple(envs.TASKS_ONLINE))
     seed: int = option(0, "seed of everything random", NOT_NEGATIVE)
     steps: int = option(60_000, "environment steps | 10 million", POSITIVE)
     subgoal_interval: int = option(10, "c: steps between goals | 10", POSITIVE)
-    goal_range: float = option(2.0, "half-width of goals, 0: see lab.gym [E7] | 10", NOT_NEGATIVE)
+    goal_range: float = option(2.0, "half-width of goals; 0: lab.gym's [E7] | 10", NOT_NEGATIVE)
     hidden_dims: tuple = option((64, 64), "hidden layers of every network | 300,300", SIZES)
     batch_size: int = option(100, "batch size of both levels | 100", POSITIVE)
     actor_lr: float = option(3e-4, "Adam's learning rate of the policies [E21] | 1e-4", POSITIVE)
@@ -73,17 +77,17 @@ class Config:
     low_discount: float = option(0.95, "discount of the low level [E9] | 0.99", OPEN)
     high_discount: float = option(0.99, "discount of the high level, for each goal | 0.99", OPEN)
     tau: float = option(0.005, "EMA rate of the target networks | 0.005", UP_TO_1)
-    policy_freq: int = option(2, "critic updates for each of policy and targets [E6] | 2", POSITIVE)
-    low_noise: float = option(0.1, "noise on actions, in half-widths [E10] | 0.033", NOT_NEGATIVE)
-    high_noise: float = option(2.0, "noise on goals, in half-widths [E10] | 0.1", NOT_NEGATIVE)
-    noise_correlation: float = option(0.75, "of a goal's noise with the last [E10] | 0", BELOW_1)
+    policy_freq: int = option(2, "critic updates between policy updates [E6] | 2", POSITIVE)
+    low_noise: float = option(0.1, "std of noise on actions [E10] | 0.033", NOT_NEGATIVE)
+    high_noise: float = option(2.0, "std of noise on goals [E10] | 0.1", NOT_NEGATIVE)
+    noise_correlation: float = option(0.75, "of successive goals' noise [E10] | 0", BELOW_1)
     target_noise: float = option(0.2, "std of noise on target actions [E4] | 0.2", NOT_NEGATIVE)
     target_clip: float = option(0.5, "bound of that noise | 0.5", NOT_NEGATIVE)
     reward_scale: float = option(0.02, "factor on the task's reward [E11] | 0.1", POSITIVE)
-    tanh_penalty: float = option(0.0, "on squares of tanh's inputs [E20] | 0", NOT_NEGATIVE)
+    tanh_penalty: float = option(0.0, "on policies' inputs of tanh [E20] | 0", NOT_NEGATIVE)
     warmup: int = option(2500, "first steps, random and without updates [E26] | 2500", POSITIVE)
-    high_updates: int = option(5, "high-level updates for each goal [E12] | 1", POSITIVE)
-    capacity: int = option(200_000, "steps kept for replay [E24] | 200,000", POSITIVE)
+    high_updates: int = option(5, "high-level updates for each window [E12] | 1", POSITIVE)
+    capacity: int = option(200_000, "of the replay, c to a window [E24] | 200,000", POSITIVE)
     correction: str = option("off_policy", "relabelling of goals, Eq. (5)", CORRECTIONS)
     eval_interval: int = option(2500, "steps between evaluations | 50,000", POSITIVE)
     eval_episodes: int = option(50, "evaluation episodes for each test | 50", POSITIVE)
@@ -92,15 +96,16 @@ class Config:
 QUICK = dict(steps=2000, warmup=500, eval_interval=1000, eval_episodes=4)
 WORDS = {"quick": "the whole path in seconds, pictures included; success is not promised"}
 ACTING = ("low/online/actor", "high/online/actor", "goal_range", "step")    # what acting needs
+# what former versions could set, at its only value today: other runs of theirs are refused
 DEPARTED = dict(eval_noise=0.0, critic_loss="huber", candidates=10, goal_at_window_end="h",
                 relabel_low_goals=False, pretrain=0, see_position=True)
 PROGRAM = Program("hiro.py", Config, "step", ACTING, DEPARTED)
 
 
 def resolve(given, config_class=Config, changes=None):
-    """A whole Config: defaults, changed by `changes` (lab/td3.py's), task, --quick, flags given.
+    """A whole Config: defaults, changed by `changes` of a variant, task, --quick, flags given.
 
-    ValueError: a value out of its range, or values that do not go together.
+    ValueError: a value out of its range, one without effect, or values that do not go together.
     """
     given = dict(given)
     values = {**(changes or {}), **envs.make_task(given.get("env", Config.env)).settings}
@@ -140,8 +145,9 @@ def off_policy_correction(low_policy, states, actions, goal, length, goal_range,
 
     There are n candidates: the original, the move s_{t+c} - s_t, and n - 2 draws from
     N(s_{t+c} - s_t, (goal_range / 2)^2). All are clipped to +-goal_range [E3]. The one is chosen
-    that maximises, with g_i = g + s_t - s_i over positions (h, i - t times),
-        -1/2 sum_i ||a_i - mu_lo(s_i, g_i)||^2,     i = t ... t+c-1.
+    that maximises, with g_i = g + s_t - s_i over positions (h, applied i - t times),
+        -1/2 sum_i ||a_i - mu_lo(s_i, g_i)||^2,     i = t ... t+c-1:
+    their log-probability, up to a constant, if actions are Gaussian around mu_lo.
     Where a window is shorter, its length stands for c. Ties go to the first.
     low_policy: (states (N,S), goals (N,P)) -> actions (N,A). states (B,c+1,S), actions (B,c,A),
     goal (B,P), length (B,), goal_range (P,); -> chosen goals (B,P), scores (B,n).
@@ -154,8 +160,8 @@ def off_policy_correction(low_policy, states, actions, goal, length, goal_range,
     seen = candidates[:, :, None] + (position[:, :1] - position[:, :-1])[:, None]   # (B,n,c,P)
     s = np.broadcast_to(states[:, None, :-1], (B, n, c, states.shape[-1]))
     mu = low_policy(s.reshape(B * n * c, -1), seen.reshape(B * n * c, P)).reshape(B, n, c, A)
-    error = ((actions[:, None] - mu) ** 2).sum(-1) * (np.arange(c) < length[:, None])[:, None]
-    score = -0.5 * error.sum(-1)
+    made = (np.arange(c) < length[:, None])[:, None]        # short windows
+    score = -0.5 * (((actions[:, None] - mu) ** 2).sum(-1) * made).sum(-1)
     return candidates[rows, score.argmax(1)], score
 
 
@@ -170,9 +176,9 @@ def td3_init(rng, n_in, n_action, config):
     hidden = config.hidden_dims
     learned = {"actor": init_mlp(rng, (n_in, *hidden, n_action), last_scale=0.1),
               "critic": init_mlp(rng, (n_in + n_action, *hidden, 1), ensemble=2)}
-    return {"online": learned, "target": tree_map(np.copy, learned), "actor_adam":
-            adam_init(learned["actor"]), "critic_adam": adam_init(learned["critic"]),
-            "count": np.zeros((), np.int64)}
+    return {"online": learned, "target": tree_map(np.copy, learned),
+            "actor_adam": adam_init(learned["actor"]),
+            "critic_adam": adam_init(learned["critic"]), "count": np.zeros((), np.int64)}
 
 
 def policy(p, x):
@@ -195,7 +201,7 @@ def critic(p, x, a):
 
 def huber(e):
     """l(e) = e^2 / 2 where |e| < 1, |e| - 1/2 elsewhere [E5]; back(dl) -> de."""
-    slope = np.clip(e.real, -1, 1)                      # l'(e); .real: for the complex step
+    slope = np.clip(e.real, -1, 1)                      # l'(e); .real: for the derivative check
     loss = np.where(np.abs(e.real) < 1, 0.5 * e * e, slope * e - 0.5)
     return loss, lambda dl: dl * slope
 
@@ -204,7 +210,7 @@ def td3_target(target, batch, noise, gamma):
     """y = r + gamma m min_j Q'_j(x', clip(mu'(x') + noise, -1, 1)) (B,), Eqs. (4), (14).
 
     The equations are HIRO's for the low and the high level; min and noise are TD3's. x' (B,I);
-    r, m (B,); noise (B,A), scaled and clipped [E4]. Constants: everything.
+    r, m (B,); noise (B,A), clipped, in half-widths of the action range [E4]. Constants: everything.
     """
     r, m, x1 = (batch[name] for name in ("rewards", "masks", "next_observations"))
     a1 = np.clip(policy(target["actor"], x1)[0] + noise, -1, 1)
@@ -264,7 +270,7 @@ def replay_init(windows, c, S, P, D, A):
     """Room for windows of at most c steps under one goal, s_t ... s_{t+c} inclusive [E2][E24].
 
     mask: 0 if the window ended in a termination; count: windows added so far, of which the last
-    are kept.
+    `windows` are kept.
     """
     def zeros(*shape):
         return np.zeros((windows, *shape), np.float32)
@@ -289,7 +295,7 @@ def draw_steps(replay, rng, n, c):
     """n steps drawn uniformly -> window (n,), step in it (n,), whether it ends its window (n,)."""
     count = min(int(replay["count"]), len(replay["mask"]))
     w, i = rng.integers(count, size=n), rng.integers(c, size=n)
-    while (short := i >= replay["length"][w]).any():        # beyond the end of a short window
+    while (short := i >= replay["length"][w]).any():        # drawn beyond a short window: again
         w[short] = rng.integers(count, size=short.sum())
         i[short] = rng.integers(c, size=short.sum())
     return w, i, i == replay["length"][w] - 1
@@ -298,8 +304,9 @@ def draw_steps(replay, rng, n, c):
 def sample_steps(replay, rng, goal_range, config):
     """Low-level batch, steps drawn uniformly: [s; g], a, r, [s'; g'], m.
 
-    g is the window's goal carried on by h, also beyond the window's end [E1]; r is the intrinsic
-    reward, not scaled; g' is h(s, g, s').
+    g is the window's goal carried on by h; r is the intrinsic reward, not scaled; g' is h(s, g, s')
+    also at the window's end, where the value goes on under it (m = 1) [E1]. goal_range: for
+    variants.
     """
     w, i, last = draw_steps(replay, rng, config.batch_size, config.subgoal_interval)
     first, s, s1 = (replay["states"][w, j] for j in (0, i, i + 1))
@@ -315,7 +322,8 @@ def sample_windows(replay, rng, low_policy, goal_range, config):
     """High-level batch: [s_t; D], g / goal_range, r, [s_{t+c}; D], m; and what relabelling changed.
 
     g is the goal that the correction chooses, Eq. (5), and is not written back [E3]; r is the sum
-    of the window's task rewards times reward_scale [E11]; short windows end where they end [E13].
+    of the window's task rewards times reward_scale [E11]. A short window ends at s_{t+length}, with
+    one whole discount [E13].
     """
     w = rng.integers(min(int(replay["count"]), len(replay["mask"])), size=config.batch_size)
     states, length, desired = (replay[name][w] for name in ("states", "length", "desired_goal"))
@@ -346,15 +354,16 @@ def read(obs):
 class Actor:
     """Both policies: high(s (N,S), D (N,D)) -> goals (N,P), low(s, g (N,P)) -> actions (N,A).
 
-    actor() begins an episode: act(observation) -> action in [-1, 1]^A. One object for exploration,
-    evaluation, `load` and pictures; it can be pickled.
+    actor() begins an `Episode`: act(observation) -> action in [-1, 1]^A. One object for exploration
+    (high and low), evaluation, `load` and pictures; it can be pickled. It holds the agent's own
+    arrays, which `adam` changes in place: it always acts as today's policies.
     """
 
-    hierarchical = True
+    hierarchical = True                     # lab/td3.py has an actor of one level
 
     def __init__(self, agent, config, noise=0.0, rng=None):
-        """noise: std of Gaussian noise on actions of episodes, drawn from rng (without one from
-        the config's seed); 0 but for tasks that need some."""
+        """noise: std of Gaussian noise on the actions of an `Episode`, drawn from rng (without one
+        from the config's seed); 0 but for tasks that need some. Exploration has its own."""
         self.high_actor = agent["high"]["online"]["actor"] if "high" in agent else None
         self.low_actor, self.goal_range = agent["low"]["online"]["actor"], agent["goal_range"]
         self.c, self.noise = config.subgoal_interval, noise
@@ -467,7 +476,8 @@ def evaluate(agent, task, config, actor=Actor):
     Starts, goals and all that is random depend only on the seed and on the steps so far.
     """
     summary, episodes, n = {}, {}, config.eval_episodes
-    task.rng = rng = np.random.default_rng([config.seed, int(agent["step"])])
+    rng = np.random.default_rng([config.seed, int(agent["step"])])
+    task.rng = rng                          # training seeds it anew at its next reset
     tests = task.tests(rng, n)
     starts, goals = (np.concatenate(x) for x in zip(*tests.values()))
     acting = actor(agent, config, task.eval_noise, rng)
@@ -507,7 +517,8 @@ def subgoal_errors(paths, asked, c):
 def init_agent(config, sizes, rng, goal_scale=1.0):
     """A new agent, one tree of arrays: both levels, replay, goal range (P,), steps so far.
 
-    sizes: S, P, D, A of state, position, episode's goal and action; goal_scale: of the task.
+    sizes: S, P, D, A of state, position, episode's goal and action; goal_scale: factor of the task
+    on the goal range of each axis.
     """
     (S, P, D, A), c = sizes, config.subgoal_interval
     return {"low": td3_init(rng, S + P, A, config), "high": td3_init(rng, S + D, P, config),
@@ -554,17 +565,19 @@ def train(env, config, run=None, *, goal_range=None, evaluate=evaluate, actor=Ac
         raise ValueError(f"the goal range must be positive, not {agent['goal_range'].tolist()}; "
                          "lab.gym.train measures it, and --variant goal-range-measured of "
                          "lab.hiro_ablations")
-    run.begin(agent, rngs, config.steps, config.warmup)     # one to go on with gets its agent
+    run.begin(agent, rngs, config.steps, config.warmup)     # saves; resumed: overwrites both
 
-    low, high, replay, half = (agent[x] for x in ("low", "high", "replay", "goal_range"))
+    low, high, replay, goal_range = (agent[x] for x in ("low", "high", "replay", "goal_range"))
     acting, explore, rng = actor(agent, config), rngs["explore"], rngs["batch"]
     step, every = int(agent["step"]), config.eval_interval
     due = (step // every + 1) * every
     while step < config.steps:
         s, desired = read(env.reset(seed=int(rngs["episodes"].integers(2**31)))[0])
-        noise, over = explore.normal(size=len(half)), False
+        noise = explore.normal(size=len(goal_range))
+        over = False
         while not over:                                     # a window
-            warm, row = step < config.warmup, {}
+            warm = step < config.warmup
+            row = {}                                        # losses of the last updates, to log
             g = explore_goal(acting, s, desired, noise, warm, explore, config)
             window, over, terminated = explore_window(env, s, desired, g, acting, warm, explore,
                                                       config)
@@ -572,13 +585,13 @@ def train(env, config, run=None, *, goal_range=None, evaluate=evaluate, actor=Ac
             s = window["states"][-1]
             step += len(window["actions"])
             agent["step"][...] = step
-            if step >= config.warmup:                       # all updates at a window's end [E12]
-                rate = schedule(step, config)
+            if step >= config.warmup:                       # also after the last window of warm-up
+                rate = schedule(step, config)               # all updates at a window's end [E12]
                 for _ in window["actions"]:
-                    batch = sample_steps(replay, rng, half, config)
+                    batch = sample_steps(replay, rng, goal_range, config)
                     row["low_loss"] = td3_update(low, batch, rng, config.low_discount, rate, config)
                 for _ in range(config.high_updates):
-                    batch, info = sample_windows(replay, rng, acting.low, half, config)
+                    batch, info = sample_windows(replay, rng, acting.low, goal_range, config)
                     row["high_loss"] = td3_update(high, batch, rng, config.high_discount, rate,
                                                   config)
                     row.update(info)
@@ -589,7 +602,7 @@ def train(env, config, run=None, *, goal_range=None, evaluate=evaluate, actor=Ac
                 run.evaluated(step, evaluate(agent, env, config, actor)[0])
             run.save(agent, rngs)
         elif run.stopped:
-            run.save(agent, rngs)
+            run.save(agent, rngs)                           # which then ends the run
 
     found, episodes = evaluate(agent, env, config, actor)
     run.evaluated(step, found)
