@@ -70,9 +70,9 @@ class Config:
 
     `resolve` puts in what the environment changes; the default one changes nothing."""
 
-    env: str = option("point-medium", "environment; none: --dataset is of no maze", ENVIRONMENTS)
+    env: str = option("point-medium", "environment [D21]; none: --dataset alone", ENVIRONMENTS)
     dataset: str = option("", "npz file in OGBench's layout; else data is collected")
-    goal_indices: tuple = option((), "entries of a state that make a goal; none: all", INDICES)
+    goal_indices: tuple = option((), "entries that make a goal [D20]; none: all", INDICES)
     seed: int = option(0, "seed of everything random, collected data included", NOT_NEGATIVE)
     steps: int = option(5000, "updates (of the value, with --policy-steps) | 1,000,000", POSITIVE)
     policy_steps: int = option(0, "the policies' updates after the value's [D9] | 0", NOT_NEGATIVE)
@@ -86,7 +86,7 @@ class Config:
     subgoal_steps: int = option(8, "k: a subgoal is the state so many steps ahead | 25", POSITIVE)
     high_alpha: float = option(10.0, "AWR's inverse temperature, high level | 3", NOT_NEGATIVE)
     low_alpha: float = option(10.0, "AWR's inverse temperature, low level | 3", NOT_NEGATIVE)
-    flat_alpha: float = option(10.0, "AWR's inverse temperature, flat policy | 10", NOT_NEGATIVE)
+    flat_alpha: float = option(10.0, "AWR's inverse temperature, flat [D18] | 10", NOT_NEGATIVE)
     rep_dim: int = option(10, "size R of phi | 10", AT_LEAST_2)
     rep_type: str = option("phi_sg", "subgoals: phi([s; g]), phi(g), or no phi [D8] | phi_sg", REPS)
     value_p_curgoal: float = option(0.2, "value goals: share of the state itself | 0.2", SHARE)

@@ -66,10 +66,10 @@ class Config:
 
     env: str = option("point-umaze", "task", tuple(envs.TASKS_ONLINE))
     seed: int = option(0, "seed of everything random", NOT_NEGATIVE)
-    steps: int = option(60_000, "environment steps | 10 million", POSITIVE)
+    steps: int = option(60_000, "environment steps [E28] | 10 million", POSITIVE)
     subgoal_interval: int = option(10, "c: steps between goals | 10", POSITIVE)
     goal_range: float = option(2.0, "half-width of goals; 0: lab.gym's [E7] | 10", NOT_NEGATIVE)
-    hidden_dims: tuple = option((64, 64), "hidden layers of every network | 300,300", SIZES)
+    hidden_dims: tuple = option((64, 64), "hidden layers of every network [E14] | 300,300", SIZES)
     batch_size: int = option(100, "batch size of both levels | 100", POSITIVE)
     actor_lr: float = option(3e-4, "Adam's learning rate of the policies [E21] | 1e-4", POSITIVE)
     critic_lr: float = option(1e-3, "Adam's learning rate of the critics | 1e-3", POSITIVE)
@@ -127,7 +127,7 @@ def resolve(given, config_class=Config, changes=None):
 
 
 def goal_transition(s, g, s1):
-    """h(s, g, s') = s + g - s' over positions, Eq. (2): the same place, seen from s'.
+    """h(s, g, s') = s + g - s' over positions [E25], Eq. (2): the same place, seen from s'.
 
     s, s' (..., S), g (..., P) -> (..., P).
     """

@@ -10,7 +10,6 @@ agent and the place that the current goal names; a new goal comes every c steps.
 import hiql                             # first: it sets one BLAS thread before numpy loads
 
 import os
-import sys
 
 import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
@@ -18,8 +17,8 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 import envs
 import hiro
 from support import plots
-from support.flags import exit_with_error
-from support.runs import HERE, read_run
+from support.flags import Parser
+from support.runs import HERE, one_line_errors, read_run
 
 TASK, FRAMES = 3, 60                    # task 4: its goal lies behind a wall
 
@@ -83,20 +82,17 @@ def animate(file, left, right):
             tip.set_data(*plots.plot_xy(maze, place[None]))
             agent.set_data(*plots.plot_xy(maze, path[t:t + 1]))
 
-    temporary = f"{file}.tmp.gif"                       # the ending names the format
-    FuncAnimation(figure, draw, FRAMES).save(temporary, PillowWriter(fps=10), dpi=75)
-    os.replace(temporary, file)
+    FuncAnimation(figure, draw, FRAMES).save(file, PillowWriter(fps=10), dpi=75)
 
 
 def main():
-    if len(sys.argv) not in (3, 4):
-        exit_with_error("give two runs: python -m lab.animation HIQL_RUN HIRO_RUN [FILE]")
-    file = sys.argv[3] if len(sys.argv) == 4 else os.path.join(HERE, "pictures", "agents.gif")
-    try:
-        animate(file, hiql_episode(sys.argv[1]), hiro_episode(sys.argv[2]))
-    except (ValueError, OSError) as e:
-        exit_with_error(e)
-    print(f"{file}: {os.path.getsize(file) / 1e6:.2f} MB")
+    p = Parser(prog="python -m lab.animation", description="An animation of two runs.")
+    p.add_argument("hiql_run", metavar="HIQL_RUN")
+    p.add_argument("hiro_run", metavar="HIRO_RUN")
+    p.add_argument("file", nargs="?", default=os.path.join(HERE, "pictures", "agents.gif"))
+    given = p.parse_args()
+    with one_line_errors():
+        animate(given.file, hiql_episode(given.hiql_run), hiro_episode(given.hiro_run))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What HIQL is compared with: flat, gciql, gcbc, hgcbc, and controllers that learn nothing.
 
-    python -m lab.baselines --agent gciql            also takes those flags of hiql.py that
-                                                     have an effect on the agent
+    python -m lab.baselines --agent gciql            also takes those flags of hiql.py
+                                                     that have an effect on the agent
     python -m lab.baselines --agent hiql --env grid-fourrooms       hiql itself; on grids the
                                                      summary has its shares of wrong first actions
 
@@ -18,7 +18,6 @@ value alone (IQL: from the target Q; OGBench's published GCIQL: by DDPG+BC at ex
 
 import hiql                             # first: it sets one BLAS thread before numpy loads
 
-import copy
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -63,8 +62,6 @@ def resolve(given):
     """A whole Config, as `hiql.resolve`. ValueError also: flags without effect on the agent."""
     given, changes = dict(given), {}
     agent = given.get("agent", Config.agent)
-    if agent not in AGENTS:
-        raise ValueError(f"unknown agent {agent!r}; known: {', '.join(AGENTS)}")
     if "none" in (given.get("env"), given.get("dataset") and given.get("env", "none")):
         raise ValueError("--dataset needs the --env that it is of; hiql.py takes data of any other")
     if agent != "hiql":
@@ -82,7 +79,7 @@ def resolve(given):
         if given.pop("quick", False):
             changes["eval_episodes"] = hiql.QUICK["eval_episodes"]
     config = hiql.resolve(given, Config, changes)
-    names, discrete = set(UNUSED[agent]), envs.make(config.env).discrete
+    names, discrete = set(UNUSED.get(agent, ())), envs.make(config.env).discrete
     if agent in CONTROLLERS and discrete:
         raise ValueError(f"--agent {agent} is for point mazes, not {config.env}")
     if agent == "flat" and discrete:
@@ -171,32 +168,20 @@ LOSSES = {"hiql": hiql.LOSSES,
           **{name: {} for name in CONTROLLERS}}
 
 
-# --------------------------------------------------------------------- data, networks, actors
-
-
-def with_actions(data, config):
-    """The data as an agent sees them: gciql and gcbc need each row's action; so rows whose action
-    is hidden have no transition."""
-    if config.agent not in ("gciql", "gcbc"):
-        return data
-    data = copy.copy(data)
-    data.valid = data.labelled
-    return data
-
-
-def sample(data, rows, rng, config, env):
-    """A batch as by `hiql.sample`; of gciql and gcbc from rows with actions, goals included."""
-    data = with_actions(data, config)
-    if config.agent in ("gciql", "gcbc"):
-        rows = data.valid
-    return hiql.sample(data, rows, rng, config, env)
+# --------------------------------------------------------------------- networks and actors
 
 
 def init_params(config, env, data, rngs):
-    """Parameters of the agent's networks, as `hiql.init_params`."""
+    """Parameters of the agent's networks, as `hiql.init_params`.
+
+    gciql and gcbc need each row's action: rows whose action is hidden lose their transition, so
+    that they are no goals either.
+    """
     if config.agent == "hiql":
         return hiql.init_params(config, env, data, rngs)
-    setting, rng, params = (config, env, with_actions(data, config)), rngs["init"], {}
+    if config.agent in ("gciql", "gcbc"):
+        data.valid = data.labelled
+    setting, rng, params = (config, env, data), rngs["init"], {}
     sees_goal = "state", "goal", "pair"
     if config.agent == "flat":
         params = hiql.init_value(rng, *setting)
@@ -241,10 +226,10 @@ ACTORS = {**dict.fromkeys(("hiql", "hgcbc"), hiql.Actor),
 
 def train(config, run=None):
     """A whole run of the agent, as `hiql.train`; on grids its summary has `first_actions` too."""
-    if run and run.saved and config.agent in CONTROLLERS:
-        run.saved.agent["optimiser"].update(m={}, v={})         # a file keeps no empty trees
     agent = config.agent
-    result = hiql.train(None, config, run=run, losses=LOSSES[agent], sample=sample,
+    if run and run.saved and agent in CONTROLLERS:
+        run.saved.agent["optimiser"].update(m={}, v={})         # a file keeps no empty trees
+    result = hiql.train(None, config, run=run, losses=LOSSES[agent],
                         actors={agent: ACTORS[agent]}, init_params=init_params)
     more = first_actions(result.agent["params"], config, hiql.make_maze(config))
     result.summary.update(more)
@@ -266,10 +251,9 @@ def first_actions(params, config, env):
 def evaluate_saved(folder):
     """The evaluation of a saved run, as `hiql.evaluate_saved`."""
     saved = read_run(PROGRAM, folder)
-    config, params = saved.config, saved.agent.setdefault("params", {})     # a controller has none
-    env = hiql.make_maze(config)
-    found = hiql.evaluate_saved(saved, env, {config.agent: ACTORS[config.agent]})
-    return {**found, **first_actions(params, config, env)}
+    saved.agent.setdefault("params", {})                        # a controller has none
+    agent = saved.config.agent
+    return hiql.evaluate_saved(saved, hiql.make_maze(saved.config), {agent: ACTORS[agent]})
 
 
 def main():

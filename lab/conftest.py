@@ -29,13 +29,18 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "HERE", str(tmp_path))
     monkeypatch.setattr(tables, "HERE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    experiments.read_experiments.cache_clear()
 
 
 @pytest.fixture
 def write_ini(project):
     """write_ini(text) writes the project's lab/experiments.ini."""
-    return (project / "lab" / "experiments.ini").write_text
+    def write(text):
+        experiments.read_experiments.cache_clear()
+        (project / "lab" / "experiments.ini").write_text(text)
+
+    return write
 
 
 @pytest.fixture

@@ -2,14 +2,11 @@
 
 On a grid the loss can be minimised without a network. Count how often each (state, next state,
 goal) is drawn (`goal_counts`), then solve for the expectile of each (state, goal)
-(`expectile_values`). A learned value is compared with that fixed point.
+(`expectile_values`). lab/test_exact.py compares a learned value with that fixed point.
 
     python -m lab.exact [FOLDER]    the exact values of the four rooms, drawn into FOLDER (default
                                     runs) as exact_values.png and chance.png; 5 seconds. Prints
                                     the mean distance between two of them.
-    python -m lab.exact --run DIR   for a finished run of hiql.py on a grid: the learned value
-                                    beside the exact one, DIR/value_exact.png; 5 seconds. Prints
-                                    the error and the rank correlation.
 
 n is the number of free cells; env is an `envs.GridWorld`. Values are arrays V[s, g] (n, n) in
 discounted steps (-1 a step, 0 at the goal), with cells numbered as in `Maze.cells`.
@@ -20,13 +17,11 @@ import nets                             # first: it sets one BLAS thread before 
 import os
 
 import numpy as np
-from scipy.stats import spearmanr
 
 import envs
-import hiql
 from support import plots
-from support.flags import Parser, exit_with_error
-from support.runs import generators
+from support.flags import Parser
+from support.runs import one_line_errors
 
 # ------------------------------------------------------------------------------ exact values
 
@@ -48,7 +43,7 @@ def goal_counts(env, data, discount, p_curgoal, p_trajgoal, by_state=False):
     to 1. ValueError if a transition of the data is no move of the grid.
     """
     n, valid = len(env.cells), data.valid
-    p_randomgoal = round(1 - p_curgoal - p_trajgoal, 12)        # 0.3, not 0.30000000000000004
+    p_randomgoal = 1 - p_curgoal - p_trajgoal
     cell = env.number(data.observations)
     moved = env.neighbours[cell[valid]] == cell[valid + 1, None]
     if not moved.any(-1).all():
@@ -160,25 +155,6 @@ def values_under_chance(env, discount, expectile):
             "action-free": solve(lambda y, v: _expectile(y, v, 1, expectile))}
 
 
-# --------------------------------------------------------- learned values beside exact values
-
-
-def value_table(env, value):
-    """V (n, n) of all pairs of cells, by a function value(s (N,2), g (N,2)) -> (N,)."""
-    cells, n = env.place(env.cells), len(env.cells)
-    return value(cells.repeat(n, 0), np.tile(cells, (n, 1))).reshape(n, n)
-
-
-def compare_values(learned, exact):
-    """(mean absolute error over the range of exact, rank correlation) of two V (n, n).
-
-    Pairs whose exact value is NaN, since the loss never draws them, are left out.
-    """
-    seen = ~np.isnan(exact)
-    error = np.abs(learned - exact)[seen].mean() / (np.nanmax(exact) - np.nanmin(exact))
-    return error, spearmanr(learned[seen], exact[seen])[0]
-
-
 # ------------------------------------------------------------------------------------ drawing
 
 
@@ -221,23 +197,6 @@ def draw_chance(path, discount=0.95, expectile=0.9):
     plots.save_figure(figure, path)
 
 
-def draw_comparison(path, env, learned, exact):
-    """For each task a map of learned[:, g] (n,) above one of exact[:, g] in the same colours."""
-    tasks = len(env.tasks)
-    figure, axes = plots.panels(2, tasks, (3 * tasks, 5.4))
-    for i, (_, goal) in enumerate(env.tasks):
-        g = env.index[tuple(goal)]
-        maps = {"V(s, g)": learned[:, g], "exact": exact[:, g]}
-        low = min(np.nanmin(v) for v in maps.values())
-        high = max(np.nanmax(v) for v in maps.values())
-        for ax, (name, v) in zip(axes[:, i], maps.items()):
-            image = plots.draw_maze(ax, env, v, cmap="viridis", vmin=low, vmax=high)
-            figure.colorbar(image, ax=ax, shrink=0.7)
-            ax.plot(*plots.plot_xy(env, env.place(np.array(goal))), "r*", ms=10)
-            ax.set_title(f"task {i + 1}: {name}", fontsize=9)
-    plots.save_figure(figure, path)
-
-
 # ------------------------------------------------------------------------------------ program
 
 
@@ -254,50 +213,12 @@ def show_exact_values(folder):
     print(f"wrote exact_values.png and chance.png to {os.path.abspath(folder)}")
 
 
-def run_and_data(folder):
-    """A run of hiql.py on a maze -> `support.runs.Saved`, its maze, its data. ValueError: a run on
-    data alone, or data that have changed since."""
-    saved, env = hiql.restored(folder)
-    config = saved.config
-    if config.env == "none":
-        raise ValueError(f"{folder} is a run on data alone, which have no maze")
-    env, data = hiql.load_data(None, config, generators(config.seed, "data", "hide"), env)
-    if saved.agent.get("data", hiql.checksum(data)) != hiql.checksum(data):
-        raise ValueError(f"{folder}: the data are no longer those of the run")
-    return saved, env, data
-
-
-def compare_run(folder):
-    """`python -m lab.exact --run DIR`: picture, error and rank correlation of a run on a grid."""
-    saved, env, data = run_and_data(folder)
-    config, params = saved.config, saved.agent["params"]
-    if not env.discrete:
-        raise ValueError(f"{folder} is a run on {env.name}; exact values are those of grids")
-    exact = exact_value(config, env, data)
-    learned = value_table(env, lambda s, g: hiql.value_map(params, s, g, config, env))
-    error, rank = compare_values(learned, exact)
-    print(f"learned value of {env.name} against the exact one, {len(exact)} x {len(exact)} pairs "
-          f"of state and goal: mean absolute error {error:.1%} of the range, rank correlation "
-          f"{rank:.4f}")
-    path = os.path.join(folder, "value_exact.png")
-    draw_comparison(path, env, learned, exact)
-    print(f"drawn: {path}")
-
-
 def main():
-    p = Parser(prog="python -m lab.exact", description="Exact values on gridworlds.",
-               allow_abbrev=False)
-    p.add_argument("folder", nargs="?", metavar="FOLDER", help="where the pictures of the four "
-                   "rooms go (default: runs)")
-    p.add_argument("--run", metavar="DIR", help="a finished run of hiql.py on a grid: compare its "
-                   "value with the exact one")
-    given = p.parse_args()
-    if given.run and given.folder:
-        p.error("give FOLDER or --run DIR, not both")
-    try:
-        return compare_run(given.run) if given.run else show_exact_values(given.folder or "runs")
-    except (ValueError, OSError) as e:
-        exit_with_error(e, p.prog)
+    p = Parser(prog="python -m lab.exact", description="Exact values on gridworlds.")
+    p.add_argument("folder", nargs="?", default="runs", help="where the pictures of the four rooms "
+                   "go (default: runs)")
+    with one_line_errors():
+        show_exact_values(p.parse_args().folder)
 
 
 if __name__ == "__main__":

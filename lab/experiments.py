@@ -1,8 +1,7 @@
 """Experiments and their results: what lab/experiments.ini says, and what results/ holds.
 
 results/NAME.csv has a line for each finished run of the experiment NAME, and results/NAME.json the
-configuration of each row. `run_experiment` adds the runs that are missing, and `gather` adds those
-made elsewhere. The program is lab/tables.py: its `run` and `report --gather` call these two.
+configuration of each row. The program is lab/tables.py.
 
 The columns of a line are those of the run's summary.json, and what it was made with:
     commit      the code: hash of HEAD when the run began, "+" behind it if a *.py file differed;
@@ -16,6 +15,7 @@ import nets                             # first: it sets one BLAS thread before 
 
 import configparser
 import csv
+import functools
 import json
 import os
 import re
@@ -48,39 +48,20 @@ class Experiment:
     published: dict         # {row: what others report}, from lines "ROW published = TEXT"
 
 
+@functools.cache
 def read_experiments():
-    """{name: Experiment} of experiments.ini. ValueError names the section with a wrong line."""
+    """{name: Experiment} of experiments.ini."""
     ini = configparser.ConfigParser(interpolation=None, delimiters="=")
     ini.optionxform = str
-    try:
-        with open(os.path.join(HERE, "lab", "experiments.ini")) as file:
-            ini.read_file(file)
-    except (configparser.Error, OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"experiments.ini cannot be read: {e}") from None
-    found = {}
-    for name in ini.sections():
-        try:
-            found[name] = _experiment(ini[name])
-        except ValueError as e:
-            raise ValueError(f"experiments.ini, section {name}: {e}") from None
-    return found
+    ini.read(os.path.join(HERE, "lab", "experiments.ini"))
+    return {name: _experiment(ini[name]) for name in ini.sections()}
 
 
 def _experiment(section):
-    for key in ("title", "seeds", "columns"):
-        if not section.get(key, "").strip():
-            raise ValueError(f"there is no line {key} = ...")
     of_all = ("title", "seeds", "columns", "each", "picture", "beside")
     of_row = {key: key.rsplit(" ", 1)[0] for key in section
               if key.endswith((" seeds", " published"))}
     rows = {key: x for key, x in section.items() if key not in of_all and key not in of_row}
-    for key, row in of_row.items():
-        if row not in rows:
-            raise ValueError(f"there is a line {key!r}, but no row {row!r}")
-    for row, command in rows.items():
-        if not re.match(rf"[\w/]+\.py( |$)|-m [\w.]+( |$)|{EARLIER}", command):
-            raise ValueError(f"{row} = {command} is no command line, PROGRAM.py or -m MODULE and "
-                             "flags")
     columns = section["columns"].split()
     return Experiment(
         title=section["title"], columns=columns,
@@ -96,15 +77,9 @@ def parts_of(reference):
     return (reference.split(":", 2) + ["", ""])[:3]
 
 
-def is_row(reference, known):
-    """Whether NAME:ROW or NAME:ROW:PART names a row of known, {name: Experiment}."""
-    name, row, _ = parts_of(reference)
-    return name in known and row in known[name].rows
-
-
 def command_line(command):
-    """A row's command -> (program, words): "hiql.py --steps 9" -> ("hiql.py", ["--steps", "9"]),
-    "-m lab.td3" -> ("-m lab.td3", [])."""
+    """A row's command -> (program, words): "-m lab.td3 --steps 9" -> ("-m lab.td3",
+    ["--steps", "9"])."""
     program, *words = shlex.split(command)
     if program == "-m":
         program = f"-m {words.pop(0)}"
@@ -114,35 +89,28 @@ def command_line(command):
 # --------------------------------------------------------------------------- results
 
 
-def read_rows(path):
-    """The rows of a CSV file as dicts of strings; empty cells are "". ValueError: a row has more or
-    fewer cells than the first line."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    for i, row in enumerate(rows, 1):
-        if None in row or None in row.values():
-            raise ValueError(f"row {i} of {path} has more or fewer cells than the first line")
-    return rows
+def run_of(row):
+    """What a row of results/ is the line of: (name of the row, seed)."""
+    return row["row"], int(row["seed"])
 
 
 def recorded(name, folder=None):
     """(rows, {row: configuration}) of results/<name> or <folder>/<name>; both empty if not run.
 
-    rows: a dict of strings for each run. ValueError: two lines for one row and seed.
+    rows: a dict of strings for each run; empty cells are "". ValueError: two lines for one run.
     """
     path = os.path.join(folder or os.path.join(HERE, "results"), name)
     if not os.path.exists(f"{path}.csv"):
         return [], {}
-    rows = read_rows(f"{path}.csv")
-    runs = [(row["row"], int(row["seed"])) for row in rows]
-    for row, seed in runs:
-        if runs.count((row, seed)) > 1:
-            raise ValueError(f"{path}.csv: two lines for {row!r}, seed {seed}")
+    with open(f"{path}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if len({run_of(row) for row in rows}) < len(rows):
+        raise ValueError(f"{path}.csv has two lines for one row and seed")
     return rows, read_json(f"{path}.json")
 
 
 def numbers(run, column):
-    """The numbers in a cell of a run: a list, empty without that column or with an empty cell."""
+    """The numbers in a cell of a run: a list, empty if there are none."""
     return [float(x) for x in run.get(column, "").split()]
 
 
@@ -165,7 +133,7 @@ def run_experiment(name, jobs, seed=None, out=None):
     if seed is not None and seed not in planned:
         raise ValueError(f"seed {seed} is not one of {name}'s: {' '.join(map(str, planned))}")
     rows, runs = recorded(file, out)[0], {}
-    have = {(row["row"], int(row["seed"])) for row in rows}
+    have = {run_of(row) for row in rows}
     for s in planned if seed is None else [seed]:
         for row, command in experiment.rows.items():
             known = s not in experiment.seeds[row] or (row, s) in have
@@ -190,12 +158,9 @@ def run_experiment(name, jobs, seed=None, out=None):
 
 
 def _run(name, row, command, seed, out):
-    """(program, words, folder) of one run, for `run_processes`.
-
-    The folder's name has a checksum of the command: a run that was begun by another command is not
-    gone on with."""
+    """(program, words, folder) of one run, for `run_processes`."""
     program, words = command_line(command)
-    mark = f"{zlib.crc32(command.encode()):08x}"
+    mark = f"{zlib.crc32(command.encode()):08x}"        # another command's run is not gone on with
     folder = re.sub(r"\W+", "_", f"{row} {mark} seed{seed}")
     return program, [*words, f"--seed={seed}"], os.path.join(out or "", "runs", name, folder)
 
@@ -234,19 +199,17 @@ def gather(folder):
     added, known = 0, read_experiments()
     found = sorted(f for f in os.listdir(folder) if re.fullmatch(r".+_seed\d+\.csv", f))
     if not found:
-        raise ValueError(f"{folder} holds no NAME_seedN.csv, which `run NAME --seed N --out "
-                         f"{folder}` writes")
+        raise ValueError(f"{folder} holds no NAME_seedN.csv of `run NAME --seed N --out {folder}`")
     for file in found:
         name = file.rsplit("_seed", 1)[0]
-        if name not in known:
-            raise ValueError(f"{file}: there is no experiment {name}; known: {', '.join(known)}")
+        seeds = known[name].seeds if name in known else {}
         (rows, configs), (theirs, their_configs) = recorded(name), recorded(file[:-4], folder)
-        have = {(row["row"], int(row["seed"])) for row in rows}
-        new = [row for row in theirs if (row["row"], int(row["seed"])) not in have]
+        have = {run_of(row) for row in rows}
+        new = [row for row in theirs if run_of(row) not in have]
         for row in new:
-            if int(row["seed"]) not in known[name].seeds.get(row["row"], []):
+            if int(row["seed"]) not in seeds.get(row["row"], []):
                 raise ValueError(f"{file}: row {row['row']!r} with seed {row['seed']} is not of "
-                                 f"experiment {name}")
+                                 "experiments.ini")
             _add_configuration(configs, row["row"], their_configs[row["row"]],
                                os.path.join(folder, file))
         if new:
@@ -256,11 +219,8 @@ def gather(folder):
 
 
 def cost(name):
-    """(core-minutes of all planned runs of an experiment, runs in results/, runs planned).
-
-    A missing seed is taken to cost the mean of its row, a missing row the mean of all rows; without
-    any run the cost is 0.
-    """
+    """(core-minutes of all planned runs of an experiment, runs in results/, runs planned). A
+    missing seed costs the mean of its row, a missing row the mean of all rows, or 0 without any."""
     experiment, rows, minutes = read_experiments()[name], recorded(name)[0], 0.0
     all_seconds = [x for r in rows for x in numbers(r, "train_seconds")]
     for row, seeds in experiment.seeds.items():

@@ -26,12 +26,13 @@ class GymAdapter:
 
     Dict observations: the position is achieved_goal (P,); it is put before the entry observation
     unless that already begins with it. Arrays: the position is obs[position] (a slice or indices),
-    which is moved to the front, and goal (D,) is that of all episodes. endless: steps after which
-    an episode is refused. ValueError: the environment lacks a Box of actions or a goal.
+    which is moved to the front, and goal (D,) is that of all episodes.
+    ValueError: the environment lacks a Box of actions or a goal.
     """
 
-    def __init__(self, env, goal=None, position=slice(0, 2), endless=ENDLESS):
-        self.env, self.position, self.endless = env, position, endless
+    def __init__(self, env, goal=None, position=slice(0, 2)):
+        self.env, self.position = env, position
+        self.unwrapped = getattr(env, "unwrapped", env)         # names the run
         self.goal = None if goal is None else np.asarray(goal, np.float32).ravel()
         space = getattr(env, "action_space", None)
         low, high = (np.asarray(getattr(space, k, np.nan), float) for k in ("low", "high"))
@@ -41,10 +42,8 @@ class GymAdapter:
         self.centre, self.half_width = (high + low) / 2, (high - low) / 2
         self.action_size = len(low)
         obs = env.reset(seed=0)[0]
-        if isinstance(obs, dict) and goal is not None:
-            raise ValueError("observations hold a desired_goal; give no goal beside it")
-        if not isinstance(obs, dict) and goal is None:
-            raise ValueError("observations are arrays without a goal: train(..., goal=...)")
+        if isinstance(obs, dict) == (goal is not None):
+            raise ValueError("give a goal=... if observations are arrays, and only then")
         if isinstance(obs, dict):                       # compared twice: a match may be chance
             moved = env.step(self.action(np.ones(len(low))))[0]
             self.begins = self._begins(obs) and self._begins(moved)
@@ -73,8 +72,7 @@ class GymAdapter:
         return np.clip(self.centre + self.half_width * a, space.low, space.high).astype(
             getattr(space, "dtype", float))
 
-    def reset(self, seed=None, options=None):
-        """Gymnasium's reset; options are ignored."""
+    def reset(self, seed=None):
         self.time = 0
         obs, info = self.env.reset(seed=seed)
         return self.observe(obs), info
@@ -82,22 +80,17 @@ class GymAdapter:
     def step(self, a):
         """Gymnasium's step with a (A,) in [-1, 1]. ValueError: an episode without end."""
         self.time += 1
-        _refuse_endless(self.time, self.endless)
+        _refuse_endless(self.time)
         obs, reward, terminated, truncated, info = self.env.step(self.action(a))
         return self.observe(obs), reward, terminated, truncated, info
-
-    @property
-    def unwrapped(self):
-        """The environment itself, without wrappers of its own."""
-        return getattr(self.env, "unwrapped", self.env)
 
 
 def _success(info):
     return bool(info.get("success", info.get("is_success", False)))
 
 
-def _refuse_endless(time, endless):
-    if time > endless:
+def _refuse_endless(time):
+    if time > ENDLESS:
         raise ValueError(f"an episode did not end in {time} steps; the environment needs a time "
                          "limit")
 
@@ -128,25 +121,20 @@ def measure_goal_range(env, config):
     return np.maximum(np.quantile(moves, 0.95, axis=0), 1e-6)
 
 
-def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=None,
-          program=hiro):
-    """Train HIRO on an environment; config: of `program.resolve`, its env is ignored.
+def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=None):
+    """Train HIRO on an environment; config: of `hiro.resolve`, its env is ignored.
 
-    goal, position: of `GymAdapter`. goal_range: half-width of the high-level policy's goals in
-    units of the position, a number or (P,); without it config.goal_range holds, where 0 stands for
-    `measure_goal_range`. run: a `support.runs.Run`; without one nothing is written. program: hiro
-    or lab.td3, which has no such goals.
+    goal, position: of `GymAdapter`. goal_range: half-width of the high-level policy's goals in units
+    of the position, a number or (P,), instead of config.goal_range, of which 0 stands for
+    `measure_goal_range`. run: a `support.runs.Run`; without one nothing is written.
     -> namespace with summary (dict), agent, and actor(), which returns a new episode's
     act(observation) -> action, both as the environment has them.
-    ValueError: what `GymAdapter`, `measure_goal_range` or `program.train` refuses.
+    ValueError: what `GymAdapter`, `measure_goal_range` or `hiro.train` refuses.
     """
-    adapter = GymAdapter(env, goal, position, max(config.steps, ENDLESS))
-    parts = {}
-    if program is hiro:
-        if goal_range is None and not config.goal_range:
-            goal_range = measure_goal_range(adapter, config)
-        parts["goal_range"] = goal_range
-    result = program.train(adapter, config, run, evaluate=evaluate, **parts)
+    adapter = GymAdapter(env, goal, position)
+    if goal_range is None and not config.goal_range:
+        goal_range = measure_goal_range(adapter, config)
+    result = hiro.train(adapter, config, run, goal_range=goal_range, evaluate=evaluate)
     actor = result.actor
 
     def of_the_environment():
@@ -182,14 +170,12 @@ def evaluate(agent, env, config, actor):
 
 
 def evaluator(env, config, seed=0):
-    """evaluate(act) -> {"success"} for `hiql.train`, by config.eval_episodes episodes of an
-    environment by Gymnasium with dict observations: the share in which info["success"] (or
-    "is_success") was ever true.
+    """evaluate(act) -> {"success"} for `hiql.train`: the share of config.eval_episodes episodes in
+    which info["success"] (or "is_success") was ever true. Observations are dicts.
 
     desired_goal (P,) is a position. With config.goal_indices it is the goal that HIQL is given;
-    without them the goal is a whole state (d,), whose first entries are the position and whose
-    others, such as velocities, are 0. Every evaluation has the same starts and goals. Actions go to
-    the environment as the data have them.
+    without them the goal is a whole state (d,): the position first, all else, such as velocities,
+    0. Every evaluation has the same starts and goals.
     ValueError: other observations; one that does not hold achieved_goal at goal_indices, or without
     them at its beginning; an info without success; an episode without end.
     """
@@ -217,7 +203,7 @@ def evaluator(env, config, seed=0):
                 ever = ever or _success(info)
                 over = terminated or truncated or ever
                 t += 1
-                _refuse_endless(t, ENDLESS)
+                _refuse_endless(t)
             results.append(ever)
         if not told:
             raise ValueError("the environment's info has no success and no is_success; write an "

@@ -4,17 +4,17 @@
 
 one-head           one value head and its target; Eq. (4) then has no min and no mean [D2]
 learned-residual   the expectile's weight by the learned value's residual [D1]
-learned-std        one learned standard deviation for each Gaussian policy, without bounds [D7]
+learned-std        a learned standard deviation, without bounds, for the high-level policy and for
+                   a Gaussian low-level policy [D7]
 reached-by-state   a goal counts as reached in every equal state of the data [D5]
 positions, rbf, direction, rbf+direction
                    what networks see on OGBench's mazes, instead of the maze's own encoding [D15]
 paper              the paper as written: one head, the weight by the learned residual, phi(g), the
                    value first and then the policies, published rates
 
-The paper's text was not at hand. Its Eq. (4), with one value and the learned residual, is confirmed
-by other texts; phi(g) [D8] and the value before the policies [D9] are what others tell of it. The
-rates are OGBench's, `--published-rates`; what the paper says of them is not known. Sizes, number of
-updates, discount and k stay those of hiql.py [D12], and so do the mask [D5] and the target [D3].
+The paper's text was not at hand: docs/deviations.md says what is known of it. The rates are
+OGBench's, `--published-rates`. Sizes, number of updates, discount and k stay those of hiql.py
+[D12], and so do the mask [D5] and the target [D3].
 """
 
 import hiql                             # first: it sets one BLAS thread before numpy loads
@@ -25,13 +25,12 @@ import numpy as np
 
 import envs
 from hiql import concat, mean_value, phi, value
-from lab.ogbench import OGBenchMaze
 from nets import categorical_log_prob, gaussian_log_prob, mlp, stop_gradient, tree_map
 from support.flags import option, parse
 from support.runs import Program, one_line_errors, open_run, read_run, run_seeds, show
 
 ENCODINGS = {"positions": "position", "rbf": "rbf", "direction": "direction",
-             "rbf+direction": "rbf+direction"}          # {variant: encoding of an OGBenchMaze}
+             "rbf+direction": "rbf+direction"}          # {variant: encoding of OGBench's mazes}
 VARIANTS = ("one-head", "learned-residual", "learned-std", "reached-by-state", *ENCODINGS, "paper")
 
 
@@ -60,9 +59,8 @@ def resolve(given):
     config = hiql.resolve(given, Config, changes)
     if paper and "policy_steps" not in given:
         config.policy_steps = config.steps
-    if config.variant in ENCODINGS and (config.env == "none" or config.rep_type == "none" or
-                                        not isinstance(envs.make(config.env), OGBenchMaze)):
-        raise ValueError(f"--variant {config.variant} is for OGBench's mazes and subgoals by phi")
+    if config.variant in ENCODINGS and not config.env.startswith("pointmaze-"):
+        raise ValueError(f"--variant {config.variant} is for OGBench's mazes")
     return config
 
 
@@ -108,10 +106,10 @@ def learned_residual(params, batch, config, env):
 
 
 def with_std(config, env, data, rngs):
-    """Parameters as by `hiql.init_params`; each Gaussian policy has a log std (A,), at first 0."""
+    """Parameters as by `hiql.init_params`; Gaussian policies have a log std (A,), at first 0."""
     params = hiql.init_params(config, env, data, rngs)
-    for name in ("high", "low", "flat"):
-        if name in params and (name == "high" or not env.discrete):
+    for name in ("high", "low"):
+        if name == "high" or not env.discrete:
             last = params[name][f"dense{len(config.hidden_dims)}"]
             params[name]["std"] = {"log_std": np.zeros_like(last["b"])}
     return params
@@ -153,16 +151,6 @@ def low_loss(params, batch, config, env):
     return loss, {"low": grads}
 
 
-def flat_loss(params, batch, config, env):
-    """`hiql.flat_loss`, Eq. (5), with a learned std [D7]."""
-    s, s1, a, g = (batch[x] for x in ("observations", "next_observations", "actions",
-                                      "high_actor_goals"))
-    adv = mean_value(params, s1, g, config, env) - mean_value(params, s, g, config, env)
-    weight = hiql.awr_weight(config.flat_alpha, stop_gradient(adv))
-    loss, grads = awr(params["flat"], env.pair(s, g), a, weight)
-    return loss, {"flat": grads}
-
-
 # ------------------------------------------------------------------------------------- goals
 
 
@@ -199,11 +187,8 @@ def make_maze(config):
 
 def train(config, run=None):
     """A whole run of the variant, as `hiql.train`."""
-    parts = dict(PARTS[config.variant])
-    if config.variant == "learned-std" and config.train_flat:
-        parts["losses"] = {**parts["losses"], "flat": flat_loss}
     return hiql.train(None, config, run=run, env=make_maze(config),
-                      actors={config.variant: hiql.Actor}, **parts)
+                      actors={config.variant: hiql.Actor}, **PARTS[config.variant])
 
 
 def evaluate_saved(folder):

@@ -13,14 +13,10 @@
   goal-range-measured     half-width of the goals: what random actions cover, by lab.gym [E7]
   published               all published settings (`PUBLISHED`)
 
-Paper: arXiv 1805.08296; authors' code: research/efficient-hrl in tensorflow/models. The other two
-of the paper's ablations are `python hiro.py --correction none` and `python -m lab.td3`. A task of
+Authors' code: research/efficient-hrl in tensorflow/models. The other two of the paper's ablations
+are `python hiro.py --correction none` and `python -m lab.td3`. `published` is no reproduction: what
+is no setting, such as robot, mazes, target noise and warm-up, remains this project's. A task of
 hiro.py, point-umaze-undo, is here too: walls that undo a move.
-
-`published` is no reproduction: robot, mazes, the number of steps and evaluation remain this
-project's. So does what is no setting: target noise in half-widths, updates at a window's end,
-initialisation, the critic's input, one replay, warm-up [E4][E12][E22][E23][E24][E26]. Huber's loss
-and the delay of 2 are the authors' code's [E5][E6].
 """
 
 import hiro                             # first: it sets one BLAS thread before numpy loads
@@ -58,8 +54,7 @@ class Config(hiro.Config):
 
     @property
     def agent(self):
-        """What the folder of a run is named after."""
-        return f"hiro_{self.variant}"
+        return f"hiro_{self.variant}"                       # names the folder of a run
 
 
 PROGRAM = Program("-m lab.hiro_ablations", Config, "step", hiro.ACTING, hiro.DEPARTED)
@@ -73,8 +68,8 @@ def resolve(given):
         given = {**PUBLISHED, **given}
     if variant == "pretrain":
         changes["correction"] = "none"
-    if given.get("quick"):
-        changes["pretrain_steps"] = 1000
+        if given.get("quick"):
+            changes["pretrain_steps"] = 1000
     config = hiro.resolve(given, Config, changes)
     plain = hiro.resolve({"env": config.env, "variant": variant}, Config, changes)
     refuse_unused(config, plain, {
@@ -106,10 +101,7 @@ def relabelled_steps(replay, rng, goal_range, config):
 
 def steps_with_next_goal(replay, rng, goal_range, config):
     """A batch as of `hiro.sample_steps`; but in the last step of a window g' is the next window's
-    goal [E1], if that goes on with the episode.
-
-    That is so if the next window begins in the very state where this one ends. On a grid an episode
-    may begin by chance where the last one was cut; it is then taken to go on.
+    goal [E1], if that goes on with the episode: if it begins in the very state where this one ends.
     """
     w, i, last = draw_steps(replay, rng, config.batch_size, config.subgoal_interval)
     first, s, s1 = (replay["states"][w, j] for j in (0, i, i + 1))
@@ -148,9 +140,6 @@ class BlindActor(hiro.Actor):
         return super().low(hide(s), g)
 
 
-# -------------------------------------------------------------------------------------- TD3
-
-
 def squared_loss(params, batch, y):
     """L = sum_j mean (Q_j(x, a) - y)^2 in place of `hiro.critic_loss` [E5]."""
     x, a = batch["observations"], batch["actions"]
@@ -167,7 +156,7 @@ PARTS = {                               # arguments of `hiro.train` in place of 
     "low-level-relabelling": {"sample_steps": relabelled_steps},
     "next-goal-given": {"sample_steps": steps_with_next_goal},
     "squared-loss": {"td3_update": partial(td3_update, critic_loss=squared_loss)},
-    "blind": {"sample_steps": blind_steps}, "goal-range-measured": {}, "published": {}}
+    "blind": {"sample_steps": blind_steps}}
 
 
 def actor(agent, config, *more):
@@ -185,18 +174,16 @@ def train(env, config, run=None):
     if config.variant == "goal-range-measured":
         goal_range = measure_goal_range(env, config)
     return hiro.train(env, config, run, goal_range=goal_range, actor=actor,
-                      title=f"hiro, {config.variant}", **PARTS[config.variant])
+                      title=f"hiro, {config.variant}", **PARTS.get(config.variant, {}))
 
 
 @np.errstate(over="ignore", invalid="ignore")           # run.step refuses what is not finite
 def pretrain(env, config, run):
     """The low level alone for pretrain_steps, for goals of a Gaussian; then the high level alone.
 
-    The Gaussian has half the goal range as std, like the correction's candidates, and is clipped to
-    the range; the paper does not give its width. The second part begins with an empty replay and a
-    warm-up of uniform goals, as a run of the authors' code does that loads a low level: without a
-    correction the high level must not learn from windows of an unfinished one. The frozen low level
-    acts without noise. Result as of `hiro.train`.
+    The second part begins with an empty replay and a warm-up of uniform goals: without a correction
+    the high level must not learn from windows of an unfinished low level. The frozen one acts
+    without noise [E27]. Result as of `hiro.train`.
     """
     say(f"{name_of(env)}, seed {config.seed}: hiro, low level alone for {config.pretrain_steps:,} "
         f"steps, then frozen; {config.steps:,} environment steps")
@@ -214,34 +201,32 @@ def pretrain(env, config, run):
         s, desired = read(env.reset(seed=int(rngs["episodes"].integers(2**31)))[0])
         noise, over = explore.normal(size=len(half)), False
         while not over:                                     # a window
-            row = {}
-            if step < config.pretrain_steps:
+            row, rate, alone = {}, schedule(step, config), step < config.pretrain_steps
+            if alone:
                 warm = step < config.warmup
                 g = np.clip(0.5 * half * explore.normal(size=len(half)), -half, half)
                 window, over, terminated = explore_window(env, s, desired, g.astype(np.float32),
                                                           acting, warm, explore, config)
-                replay_add(replay, window, terminated)
-                if not warm:
-                    for _ in window["actions"]:
-                        batch = sample_steps(replay, rng, half, config)
-                        row["low_loss"] = td3_update(low, batch, rng, config.low_discount,
-                                                     schedule(step, config), config)
-                if step + len(window["actions"]) >= config.pretrain_steps:
-                    replay["count"][...] = 0
             else:
                 warm = step < config.pretrain_steps + config.warmup
                 g = explore_goal(acting, s, desired, noise, warm, explore, config)
                 window, over, terminated = explore_window(env, s, desired, g, acting, False,
                                                           explore, without_noise)
-                replay_add(replay, window, terminated)
-                if not warm:
-                    for _ in range(config.high_updates):
-                        batch, _ = sample_windows(replay, rng, acting.low, half, config)
-                        row["high_loss"] = td3_update(high, batch, rng, config.high_discount,
-                                                      schedule(step, config), config)
+            replay_add(replay, window, terminated)
+            if alone and not warm:
+                for _ in window["actions"]:
+                    batch = sample_steps(replay, rng, half, config)
+                    row["low_loss"] = td3_update(low, batch, rng, config.low_discount, rate, config)
+            if not alone and not warm:
+                for _ in range(config.high_updates):
+                    batch, _ = sample_windows(replay, rng, acting.low, half, config)
+                    row["high_loss"] = td3_update(high, batch, rng, config.high_discount, rate,
+                                                  config)
             s = window["states"][-1]
             step += len(window["actions"])
             agent["step"][...] = step
+            if alone and step >= config.pretrain_steps:
+                replay["count"][...] = 0
             run.step(step, row)
         if due <= step < config.steps:
             due = (step // every + 1) * every
@@ -280,13 +265,10 @@ def main():
 
 
 class UndoMaze(envs.PointMaze):
-    """A point that does not slide: a move that would end in a wall is not made at all.
-
-    So moves the authors' point robot (manual_collision); the radius has no effect.
-    """
+    """A point that does not slide: a move that would end in a wall is not made at all, as of the
+    authors' point robot (manual_collision). The radius has no effect."""
 
     def move(self, s, a, rng=None):
-        """s (N, 2), a (N, 2), clipped to [-1, 1] -> s' (N, 2)."""
         s = np.array(s, float)
         moved = s + self._step(s, a)
         return np.where(self.is_free(moved)[:, None], moved, s)

@@ -4,23 +4,17 @@ Park et al. 2024, arXiv 2410.20092. The registry of envs.py names `OGBenchMaze` 
 environments pointmaze-{medium,large,giant,teleport}-{navigate,stitch}-v0. The simulator's steps
 were fitted to those of OGBench 1.2.1 under MuJoCo 3.2.4; data/ogbench_steps.npz holds some of them.
 A data set of a million rows is made when it is first asked for, and kept in datasets/NAME.npz with
-the recipe that made it; a file there by another recipe, or by none, is set aside and not used.
+the recipe that made it.
 There is nothing to run here: `python hiql.py --env pointmaze-large-navigate-v0`.
 
-How the environments differ from OGBench beside [D12]; reasons and effects: docs/deviations.md.
- D15 Encoding: networks see radial basis functions (RBFs) of the position and, but on stitch data,
-     the direction from a state to its goal.
- D16 Horizon and value goals: longer discounts, more goals from the trajectory's future.
- D17 Optimisation: the value before the policies, tau, learning rate, interval of subgoals, and on
-     stitch data the high-level policy's inverse temperature.
+How the environments differ from OGBench: [D15] encoding, [D16] horizon and value goals, [D17]
+optimisation, in docs/deviations.md.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
 import json
 import os
-import sys
-import time
 from functools import cached_property
 
 import numpy as np
@@ -146,34 +140,21 @@ class OGBenchMaze(envs.PointMaze):
         """The data set, the same for every seed (rng is not used), kept in `folder`.
 
         Made by OGBench's recipe, so that it agrees with the published file in distribution, not
-        row by row. A file NAME.npz there that records another recipe or none, such as the published
-        one, gets a name with its date, and a new one is made. ValueError: the file is damaged.
+        row by row. ValueError: a file NAME.npz there records another recipe or none, such as the
+        published one, or is damaged.
         """
         path = os.path.join(folder, f"{self.name}.npz")
-        made_by = self.made_by()
-        if os.path.exists(path) and recipe_of(path) != made_by:
-            date = time.localtime(os.path.getmtime(path))
-            aside = f"{path}.{time.strftime('%Y%m%d-%H%M%S', date)}"
-            os.replace(path, aside)
-            print(f"{path} was not made by today's recipe: it is now {aside}, and --dataset reads "
-                  "it there", flush=True)
         if not os.path.exists(path):
-            rows = self.recipe["rows"]
-            size = f"{self.recipe['episodes']} x {rows} rows"
-
-            def progress(done):
-                if sys.stdout.isatty() and (done % 20 == 0 or done == rows):
-                    print(f"\r\033[K{self.name}: {size}, {done / rows:.0%}", end="", flush=True)
-
-            print(f"collecting {self.name}: {size} ...", flush=True)
+            print(f"collecting {self.name}: {self.recipe['episodes']} x {self.recipe['rows']} rows "
+                  "...", flush=True)
             os.makedirs(folder, exist_ok=True)
-            data = envs.collect(self, np.random.default_rng(0), **self.recipe, progress=progress)
-            datasets.save_dataset(path, data, recipe=made_by)
-            print(f"{chr(10) * sys.stdout.isatty()}kept in {path}", flush=True)
-        try:
-            return datasets.load_dataset(path)
-        except ValueError as e:
-            raise ValueError(f"{e}; remove {path}, and it is made again") from None
+            data = envs.collect(self, np.random.default_rng(0), **self.recipe)
+            datasets.save_dataset(path, data, recipe=self.made_by())
+            print(f"kept in {path}", flush=True)
+        if load_arrays(path, {"recipe"}).get("recipe") != self.made_by():
+            raise ValueError(f"{path} was not made by today's recipe; rename it, and a new one is "
+                             "made, or use it by --dataset")
+        return datasets.load_dataset(path)
 
     def made_by(self):
         """All that decides the data set, as JSON: its file records it."""
@@ -231,11 +212,3 @@ class OGBenchMaze(envs.PointMaze):
             H = np.eye(2) + np.einsum("nf,nfk,nfl->nkl", pull, J, J)
             u = np.linalg.solve(H, np.einsum("nf,nfk->nk", pull * aim, J)[..., None])[..., 0]
         return u
-
-
-def recipe_of(path):
-    """The recipe that a data set's file records; None if it has none or cannot be read."""
-    try:
-        return str(load_arrays(path, {"recipe"})["recipe"])
-    except (KeyError, ValueError):
-        return None

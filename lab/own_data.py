@@ -14,7 +14,6 @@ position (`--goal-indices 0,1`, the default here) or a whole state, the position
 import hiql                             # first: it sets one BLAS thread before numpy loads
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -25,39 +24,32 @@ from support.flags import INDICES, NOT_NEGATIVE, POSITIVE, option, parse, refuse
 from support.runs import Program, one_line_errors, open_run, read_run, run_seeds, show
 
 
-class PointMass:
+class PointMass(envs.GoalEnv):
     """A disc with inertia in a maze of envs.py, by Gymnasium's reset and step.
 
     State (4,): x, y and the last step's displacement. A force a, clipped to [-1, 1]^2, changes the
     displacement v to 0.8 v + 0.16 a, which walls may stop or turn aside as in `envs.PointMaze`: the
     displacement that was made is the new v. Start, at rest, and goal in random cells at least six
-    steps apart; reached within 1.0, which gives the reward 1 and ends the episode; 300 steps.
+    steps apart; reached within 1.0, which ends the episode; 300 steps.
     """
 
     def __init__(self, layout="medium"):
-        self.maze, self.limit = envs.PointMaze("point-mass", layout), 300
-        self.action_space = SimpleNamespace(low=-np.ones(2), high=np.ones(2), shape=(2,))
-        self.rng, self.unwrapped = np.random.default_rng(), self
+        super().__init__(envs.PointMaze("point-mass", layout), 300)
 
-    def reset(self, seed=None, options=None):
-        if seed is not None:
-            self.rng = np.random.default_rng(seed)
-        start, self.goal = (self.maze.place(x, self.rng)[0]
-                            for x in self.maze.random_pairs(self.rng, 1, self.maze.pair_distance))
-        self.state, self.time = np.concatenate([start, np.zeros(2)]), 0
-        return self._observation(), {}
+    def draw(self, rng, n):
+        starts, goals = self.maze.random_pairs(rng, n, self.maze.pair_distance)
+        return self.maze.place(starts, rng), self.maze.place(goals, rng)
 
-    def step(self, action):
-        at, v = self.state[:2], 0.8 * self.state[2:] + 0.16 * np.clip(action, -1, 1)
-        to = self.maze.move(at[None], v[None] / self.maze.speed)[0]
-        self.state, self.time = np.concatenate([to, to - at]), self.time + 1
-        success = bool(self.maze.success(to[None], self.goal[None])[0])
-        return (self._observation(), float(success), success,
-                self.time >= self.limit and not success, {"success": success})
+    def begin(self, starts):
+        return np.concatenate([starts, 0 * starts], -1)
 
-    def _observation(self):
-        return {"observation": self.state.copy(), "achieved_goal": self.state[:2].copy(),
-                "desired_goal": self.goal.copy()}
+    def move(self, s, a):
+        v = 0.8 * s[:, 2:] + 0.16 * np.clip(a, -1, 1)
+        to = self.maze.move(s[:, :2], v / self.maze.speed)
+        return np.concatenate([to, to - s[:, :2]], -1)
+
+    def position(self, s):
+        return s[..., :2]
 
 
 def make(world):
@@ -72,10 +64,7 @@ def make(world):
     except ImportError as e:
         raise ValueError(f"--world {world} needs `pip install gymnasium-robotics` ({e})") from None
     gymnasium.register_envs(gymnasium_robotics)
-    try:
-        env = gymnasium.make(world, continuing_task=False)
-    except gymnasium.error.Error as e:
-        raise ValueError(f"--world {world}: {e}") from None
+    env = gymnasium.make(world, continuing_task=False)
     there = env.unwrapped.maze
     rows = ["".join("#" if x == 1 else "." for x in row) for row in there.maze_map]
     side = there.maze_size_scaling
@@ -141,22 +130,20 @@ def resolve(given):
     return config
 
 
-def evaluator(config):
-    """The evaluation in the config's world, with starts and goals of its own."""
-    return lab.gym.evaluator(make(config.world)[0], config, seed=config.seed + 1)
-
-
 def train(config, run=None):
     """A whole run, as `hiql.train`, on data of the world and with episodes there."""
     data = collect(config.world, config.episodes, config.rows, config.noise, config.seed)
-    return hiql.train(data, config, evaluator(config), run)
+    evaluate = lab.gym.evaluator(make(config.world)[0], config, seed=config.seed + 1)
+    return hiql.train(data, config, evaluate, run)
 
 
 def evaluate_saved(folder):
     """The evaluation of a saved run. ValueError: it has no policy yet."""
     saved = read_run(PROGRAM, folder)
-    env = DataAlone.restored(saved.agent["units"], saved.config.goal_indices)
-    return hiql.evaluate_saved(saved, env, evaluate=evaluator(saved.config))
+    config = saved.config
+    evaluate = lab.gym.evaluator(make(config.world)[0], config, seed=config.seed + 1)
+    env = DataAlone.restored(saved.agent["units"], config.goal_indices)
+    return hiql.evaluate_saved(saved, env, evaluate=evaluate)
 
 
 def main():

@@ -1,8 +1,8 @@
 """Further online tasks for HIRO, by the conventions of envs.GoalEnv: four rooms, Push and Fall.
 
-The registry `envs.TASKS_ONLINE` names them; there is nothing to run here:
-`python hiro.py --env grid-fourrooms`, `--env point-push`, `--env point-fall`. Gather, the other
-task of HIRO's paper, is not among them: its reward is not a goal.
+There is nothing to run here: `python hiro.py --env grid-fourrooms`, `--env point-push`,
+`--env point-fall`. Layouts of Push and Fall are the authors' (maze_env_utils.construct_maze), at
+half their scale [E19].
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -22,13 +22,9 @@ class FourRoomsTask(envs.GoalEnv):
     The agent stays where that component is below 0.5 in size; of two equal ones the row's counts.
     Start and goal are cells of different rooms (doors belong to no room). The reward is minus the
     Manhattan distance in cells. The goal is reached in its cell; nothing terminates an episode,
-    which has 100 steps.
-    E17 Neither the paper nor its code has a grid. The agent sees its cell one-hot beside row and
-        column: a network then needs no steep function of two numbers at a wall. The high-level
-        policy gives a goal every 3 steps, within +-3, which is what 3 steps can cover. Its
-        exploration noise has a standard deviation of goal_range and is independent from goal to
-        goal; its discount is 0.9. The low-level policy's noise of 0.5 stays on in evaluation:
-        without it a wrong action is repeated for ever.
+    which has 100 steps. The agent sees its cell one-hot beside row and column: a network then needs
+    no steep function of two numbers at a wall. The low-level policy's noise stays on in evaluation:
+    without it a wrong action is repeated for ever [E17].
     """
 
     settings = dict(subgoal_interval=3, goal_range=3.0, low_noise=0.5, high_discount=0.9,
@@ -90,7 +86,7 @@ class BlockMaze(envs.PointMaze):
 
 
 class BlockTask(envs.GoalEnv):
-    """HIRO's tasks with a movable block, for N square agents at once.
+    """HIRO's tasks with a movable block, for N square agents at once [E19].
 
     State (N, 6): agent x, y, z, block x, y, z. Agent and block are squares of half-width 0.5 and
     1.95, parallel to the axes, in cells of side 4. A step is 0.2 times the action, clipped to
@@ -101,26 +97,19 @@ class BlockTask(envs.GoalEnv):
     chasm. The agent falls once its whole square is over the chasm and no part of it is over the
     block. What has fallen stays down: a fallen agent still moves, between the chasm's sides and a
     fallen block, and below one that has not fallen.
-    Start (0, 0) + U(-0.1, 0.1)^2, one goal; 500 steps, which the goal does not end. Reward: minus
-    the Euclidean distance. Reached: within 2.5, both for success at any step and at the last one.
-    E19 Layouts are the authors' (maze_env_utils.construct_maze), at half their scale; training is
-        on the test goal, as in the paper (B.2.2, B.2.3) and their *_single (*_multi: uniform
-        goals). Differences: the block is observed (there it is not, but time is), because a policy
-        without memory cannot know otherwise whether the way is free. It is observed through
-        `block_seen`, because the places where it is jammed for good and where it is free differ by
-        as little as 0.05, in inputs of about 10. The agent is a square of a quarter of a corridor's
-        width: a point slips past the block too easily. The block's half-width is, at this scale,
-        2.00 in their Push and 1.98 in their Fall. Reached within 2.5, half of their 5, as is the
-        scale: in front of a jammed block the agent is 3.9 away.
+    Start (0, 0) + U(-0.1, 0.1)^2, one goal, also in training; 500 steps, which the goal does not
+    end. Reward: minus the Euclidean distance. Reached: within 2.5, both for success at any step and
+    at the last one; in front of a jammed block the agent is 3.9 away.
+    The block is observed: a policy without memory cannot know otherwise whether the way is free.
+    `block_seen` shows the 0.05 by which a block that is jammed for good differs from a free one.
+    The agent is a square of a quarter of a corridor's width: a point slips past the block.
     """
 
     settings = dict(steps=80_000, tanh_penalty=0.05)                                    # [E20]
     goal_terminates = False
     goals_in_walls = True
-    agent_half = 0.5                                                    # half-widths
-    block_half = 1.95
-    high = 2.25                                                         # z
-    low = 0.25
+    agent_half, block_half = 0.5, 1.95                                  # half-widths
+    high, low = 2.25, 0.25                                              # z
 
     def __init__(self, name, layout, first, block, pushed_along, goal):
         super().__init__(BlockMaze(name, layout, first))

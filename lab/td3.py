@@ -1,40 +1,28 @@
 """TD3 without hierarchy on HIRO's tasks, to compare: one policy of [s; D] on the task's reward.
 
-    python -m lab.td3               on point-umaze; takes the flags of hiro.py, see `Config`
+    python -m lab.td3               on point-umaze; takes the flags of hiro.py, of which
+                                    `low_...` are the settings of the only level
     python -m lab.td3 --env grid-fourrooms
 
 s is the state, D the episode's goal. A run takes about a minute on point-umaze; it leaves logs,
-checkpoint, summary and pictures in runs/.
-
-Deviation E18: discount 0.99, exploration noise 0.3 (on the grid 0.5), the rest as HIRO's low level;
-not tuned. Episodes, replay and the number of updates are those of HIRO's low level. In the warm-up
-one action is held for c steps, as in hiro.py.
+checkpoint, summary and pictures in runs/. Episodes, replay and the number of updates are those of
+HIRO's low level [E18].
 """
 
 import hiro                             # first: it sets one BLAS thread before numpy loads
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 
 import envs
-from hiro import draw_steps, explore_window, name_of, read, replay_add, schedule, td3_update
+from hiro import (Config, draw_steps, explore_window, name_of, read, replay_add, schedule,
+                  td3_update)
 from support.flags import parse, refuse_unused
 from support.runs import Program, Run, generators, one_line_errors, open_run, run_seeds, say, show
 
 OF_THE_HIERARCHY = ("correction", "goal_range", "high_discount", "high_noise", "noise_correlation",
                     "high_updates")
-
-
-@dataclass
-class Config(hiro.Config):
-    """hiro's config; `low_...` are the settings of the only level.
-
-    Settings OF_THE_HIERARCHY have no meaning here and must keep hiro's defaults.
-    """
-
-
 PROGRAM = Program("-m lab.td3", Config, "step", ("low/online/actor", "goal_range", "step"),
                   hiro.DEPARTED)
 
@@ -42,8 +30,8 @@ PROGRAM = Program("-m lab.td3", Config, "step", ("low/online/actor", "goal_range
 def resolve(given):
     """A whole Config, as `hiro.resolve`. ValueError also: changed settings OF_THE_HIERARCHY."""
     changes = {"low_discount": Config.high_discount, "low_noise": 0.3}                  # [E18]
-    config = hiro.resolve(given, Config, changes)
-    plain = hiro.resolve({"env": config.env}, Config, changes)
+    config = hiro.resolve(given, changes=changes)
+    plain = hiro.resolve({"env": config.env}, changes=changes)
     refuse_unused(config, plain, dict.fromkeys(OF_THE_HIERARCHY, "lab.td3, it has no hierarchy"))
     return config
 
@@ -74,17 +62,6 @@ class Actor(hiro.Actor):
         return g
 
 
-def init_agent(config, sizes, rng):
-    """A new agent, one tree of arrays: networks, replay, steps so far; goal_range has no effect.
-
-    sizes: S, P, D, A of state, position, episode's goal and action.
-    """
-    (S, _, D, A), c = sizes, config.subgoal_interval
-    return {"low": hiro.td3_init(rng, S + D, A, config),
-            "replay": hiro.replay_init(config.capacity // c, c, S, D, D, A),
-            "goal_range": np.ones(D, np.float32), "step": np.zeros((), np.int64)}
-
-
 @np.errstate(over="ignore", invalid="ignore")           # run.step refuses what is not finite
 def train(env, config, run=None, *, evaluate=hiro.evaluate):
     """A whole run: act for c steps, store, update once for each step. Arguments, result and errors
@@ -93,7 +70,11 @@ def train(env, config, run=None, *, evaluate=hiro.evaluate):
     say(f"{name_of(env)}, seed {config.seed}: td3, one policy without hierarchy; "
         f"{config.steps:,} environment steps")
     rngs = generators(config.seed, "init", "episodes", "explore", "batch")
-    agent = init_agent(config, hiro.sizes_of(env), rngs["init"])
+    (S, _, D, A), c = hiro.sizes_of(env), config.subgoal_interval
+    agent = {"low": hiro.td3_init(rngs["init"], S + D, A, config),
+             "replay": hiro.replay_init(config.capacity // c, c, S, D, D, A),
+             "goal_range": np.ones(D, np.float32),              # of hiro.Actor; no effect here
+             "step": np.zeros((), np.int64)}
     run.begin(agent, rngs, config.steps, config.warmup)     # one to go on with gets its agent
 
     level, replay, acting = agent["low"], agent["replay"], Actor(agent, config)

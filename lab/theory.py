@@ -6,8 +6,7 @@ states, then the exact value plus noise on grid-maze. Prop. 5.1: if V(s, g) = ps
 may be replaced by phi(g) without loss. Here: low-rank values, and a counterexample for phi([s; g]).
 
     python -m lab.theory                prints the numbers and draws runs/theory.png; 5 seconds
-    python -m lab.theory --out DIR      prints the numbers and writes them to DIR/summary.json and
-                                        DIR/config.json, without a picture; 3 seconds
+    python -m lab.theory --out DIR      prints the numbers and keeps them in DIR, without a picture
     --seed N                            seed of the noise (default 0)
     python -m lab.theory --run DIR      for a finished run of hiql.py: how often the sign of an
                                         advantage is right, DIR/signal.png; 5 seconds
@@ -25,14 +24,16 @@ import sys
 import time
 
 import numpy as np
-from scipy.stats import beta, norm
+from scipy.stats import norm
 
 import envs
 import hiql
-from lab.exact import run_and_data
 from support import plots
-from support.flags import Parser, exit_with_error
-from support.runs import code_and_versions, require_free, write_json
+from support.flags import Parser
+from support.runs import (code_and_versions, generators, one_line_errors, require_free, show,
+                          write_json)
+
+CHAINS = (10, 3, 0.3), (25, 5, 0.2), (50, 7, 0.2), (100, 10, 0.2)       # T, k, sigma
 
 # ------------------------------------------------------------------------- Proposition 4.1
 
@@ -64,11 +65,6 @@ def chain_simulation(T, k, sigma, n, rng):
     return {"flat": flat.mean(), "either": (high | low).mean(), "first": (high ^ low).mean()}
 
 
-def noisy_values(env, sigma, rng):
-    """-distance (1 + sigma z), z ~ N(0, 1) for each pair of cells, as on the chain: (n, n)."""
-    return -env.distance * (1 + sigma * rng.normal(size=env.distance.shape))
-
-
 def first_actions(env, v, k):
     """Whether the first action by v (n, n) is right, for flat and hierarchy: two (n, n) bools.
 
@@ -86,12 +82,18 @@ def first_actions(env, v, k):
     return distance[flat, np.arange(n)] < distance, distance[hierarchy, np.arange(n)] < distance
 
 
+def noisy_first_actions(env, sigma, rng):
+    """The share of 20 noisy values -distance (1 + sigma z), z ~ N(0, 1) for each pair of cells, as
+    on the chain, by which the first action is right with k 5: (2, n, n), flat and hierarchy."""
+    return np.mean([first_actions(env, -env.distance * (
+        1 + sigma * rng.normal(size=env.distance.shape)), 5) for _ in range(20)], 0)
+
+
 def wrong_first_actions(env, v, k):
     """Shares of wrong `first_actions` by a value v (n, n), for flat and hierarchy: a dict.
 
     wrong_first_*: over pairs at least env.pair_distance steps apart (in a smaller maze the farthest
-    pairs), a float; wrong_*_by_distance: over pairs 1, 2, ... steps apart, a list rounded to four
-    digits.
+    pairs); wrong_*_by_distance: over pairs 1, 2, ... steps apart, a list.
     """
     summary, far = {}, env.distance >= min(env.pair_distance, env.distance.max())
     for name, right in zip(("flat", "hierarchy"), first_actions(env, v, k)):
@@ -105,13 +107,13 @@ def wrong_first_actions(env, v, k):
 # ------------------------------------------------------------------------- Proposition 5.1
 
 
-def low_rank_value(v, rank):
-    """The V(s, g) = psi(s) phi(g) (n, n) nearest to v (n, n) with phi of size `rank`, by SVD.
-
-    It equals v if rank is at least that of v.
-    """
-    u, size, vt = np.linalg.svd(v)
-    return (u[:, :rank] * size[:rank]) @ vt[:rank]
+def low_rank_errors(env, rank):
+    """Errors of the V(s, g) = psi(s) phi(g) with phi of size `rank` that is nearest to the exact
+    value: of the value, the mean in steps, and the share of wrong moves. By SVD."""
+    u, size, vt = np.linalg.svd(-env.distance.astype(float))
+    v = (u[:, :rank] * size[:rank]) @ vt[:rank]
+    right, _ = first_actions(env, v, 5)
+    return np.abs(v + env.distance).mean(), 1 - right[env.distance > 0].mean()
 
 
 def action_insufficiency(env):
@@ -140,18 +142,14 @@ def right_signs(env, data, value, k, rng, n=4000, bins=10):
     the exact decrease of the path length have the same sign. Advantages: V(s1,g) - V(s,g) of the
     flat policy, V(w,g) - V(s,g) of the high-level policy with w k steps ahead, V(s1,w) - V(s,w) of
     the low-level policy. Draws that do not change the path length are left out.
-    env: any maze; value(s (N,2), g (N,2)) -> (N,).
+    env: any maze without teleporters; value(s (N,2), g (N,2)) -> (N,).
     -> (middle of each bin of path lengths to g (bins,), {"flat", "high", "low": shares (bins,)});
     the bins have equally many draws
     """
     obs = data.observations
     i = data.valid[data.valid + k <= data.last[data.valid] - 1]
-    i = i[env.is_free(obs[i]) & env.is_free(obs[i + 1]) & env.is_free(obs[i + k])]
     i, g = rng.choice(i, n), obs[rng.choice(i, n)]
     s, s1, w = obs[i], obs[i + 1], obs[i + k]
-    cell = env.number(s)                        # a teleported step may have no path
-    joined = np.all([env.distance[cell, env.number(x)] >= 0 for x in (s1, w, g)], 0)
-    s, s1, w, g = (x[joined] for x in (s, s1, w, g))
     length = env.path_length(s, g)
     edges, shares = np.quantile(length, np.linspace(0, 1, bins + 1)), {}
     for name, (x, y, goal) in {"flat": (s, s1, g), "high": (s, w, g), "low": (s, s1, w)}.items():
@@ -194,13 +192,8 @@ def draw_chain(axes, n, rng):
         for name, style, text in (("flat", "C3o", "flat, simulated"),
                                   ("either", "C0o", "high- or low-level policy errs, simulated"),
                                   ("first", "C2o", "hierarchy's first action, simulated")):
-            p = np.array([one[name] for one in seen])           # with 95 % intervals
-            low, high = beta.ppf([[0.025], [0.975]], n * p + [[0], [1]], n * (1 - p) + [[1], [0]])
-            ax.errorbar(x, p, (p - np.nan_to_num(low), high - p), fmt=style, ms=3, label=text)
+            ax.plot(x, [one[name] for one in seen], style, ms=3, label=text)
         ax.set(xscale="log", xlabel=label, ylim=(-0.03, 0.82))
-        ax.set_xticks(x, map(str, x), fontsize=7)
-        ax.minorticks_off()
-    axes[1].axvline(10, color="0.7", ls=":")                    # sqrt(T)
     axes[0].set_ylabel("probability of error")
     axes[0].legend(fontsize=7)
 
@@ -209,8 +202,7 @@ def draw_noisy_maze(axes, env, rng):
     """Shares of wrong first actions by the noisy exact value over the distance, for two sigmas."""
     distances = np.arange(1, env.distance.max() + 1)
     for ax, sigma in zip(axes, (0.1, 0.3)):
-        share = np.mean([first_actions(env, noisy_values(env, sigma, rng), 5)
-                         for _ in range(20)], 0)
+        share = noisy_first_actions(env, sigma, rng)
         for right, style, text in zip(share, ("C3o-", "C2o-"), ("flat", "hierarchy")):
             ax.plot(distances, [1 - right[env.distance == d].mean() for d in distances], style,
                     ms=3, label=text)
@@ -221,122 +213,100 @@ def draw_noisy_maze(axes, env, rng):
 
 def draw_low_rank(ax, env):
     """Prop. 5.1: errors of value and action over the rank, and of the action with phi([s; g])."""
-    apart = env.distance > 0
     ranks = np.array([1, 2, 3, 5, 8, 12, 20, 30, 50, 80, len(env.cells)])
-    values = [low_rank_value(-env.distance.astype(float), rank) for rank in ranks]
-    ax.plot(ranks, [np.abs(v + env.distance).mean() / env.distance.max() for v in values],
-            "C0o-", ms=3, label="value: mean error / range")
-    ax.plot(ranks, [1 - first_actions(env, v, 5)[0][apart].mean() for v in values],
-            "C3o-", ms=3, label="action: share of wrong moves")
+    errors, wrong = zip(*[low_rank_errors(env, rank) for rank in ranks])
+    ax.plot(ranks, np.array(errors) / env.distance.max(), "C0o-", ms=3,
+            label="value: mean error / range")
+    ax.plot(ranks, wrong, "C3o-", ms=3, label="action: share of wrong moves")
     for share, style, text in zip(action_insufficiency(env), (":", "--"), ("unsure", "wrong")):
         ax.axhline(share, color="C1", ls=style,
                    label=f"phi([s; g]) = V*(s, g): best policy {text}")
     ax.set(xscale="log", xlabel=f"{env.name}: rank of V(s, g) = psi(s) phi(g)")
-    ax.set_xticks(ranks, map(str, ranks), fontsize=7)
-    ax.minorticks_off()
     ax.legend(fontsize=7)
-
-
-def draw_signal(path, length, shares, k):
-    """What `right_signs` returns, a line for each policy; k: steps to the subgoal."""
-    figure, axes = plots.panels(1, 1, (6, 3.6))
-    ax = axes[0, 0]
-    for name, text in (("flat", "flat: one step, to the goal"),
-                       ("high", f"high-level: {k} steps, to the goal"),
-                       ("low", "low-level: one step, to the subgoal")):
-        ax.plot(length, shares[name], "o-", label=text)
-    ax.set(xlabel="path length to the goal", ylabel="share of advantages\nwith the right sign")
-    ax.legend(fontsize=8)
-    plots.save_figure(figure, path)
 
 
 # ----------------------------------------------------------------------------------- program
 
 
 def theory_numbers(seed):
-    """Print the numbers of both propositions -> those of their table, {column: number}."""
-    print("Prop. 4.1 on the chain, error probabilities; simulated with 1,000,000 draws:")
+    """The numbers of both propositions: {column: number}. Prints those of the chain.
+
+    Chain: of the last of CHAINS, by 1,000,000 draws; maze: wrong first actions on grid-maze, goals
+    at least 8 steps away, k 5; shares of wrong moves at a rank, and with phi([s; g]) = V*(s, g).
+    """
     rng, numbers = np.random.default_rng(seed), {}
-    for T, k, sigma in ((10, 3, 0.3), (25, 5, 0.2), (50, 7, 0.2), (100, 10, 0.2)):
+    for T, k, sigma in CHAINS:
         seen = chain_simulation(T, k, sigma, 1_000_000, rng)
-        bound = chain_error(T / k, sigma) + chain_error(k, sigma)
-        print(f"T {T:3} k {k:2} sigma {sigma}: flat {chain_error(T, sigma):.3f} "
-              f"(simulated {seen['flat']:.3f}); hierarchy: bound {bound:.3f}, high-level or "
-              f"low-level policy errs {seen['either']:.3f}, wrong first action {seen['first']:.3f}")
-    numbers["chain_bound"] = bound                              # of the last setting, as below
+        seen["bound"] = chain_error(T / k, sigma) + chain_error(k, sigma)
+        print(f"chain, T {T}, k {k}, sigma {sigma}: flat {seen['flat']:.3f}, by the formula "
+              f"{chain_error(T, sigma):.3f}; hierarchy {seen['either']:.3f}, bound "
+              f"{seen['bound']:.3f}, first action {seen['first']:.3f}")
     numbers.update({f"chain_{name}": share for name, share in seen.items()})
-    env, distance = envs.make("grid-maze"), 8
-    print(f"\nThe same on {env.name}, goals at least {distance} steps away, k 5: wrong first "
-          "actions")
+    env = envs.make("grid-maze")
     for sigma in (0.1, 0.2, 0.3):
-        right = np.mean([first_actions(env, noisy_values(env, sigma, rng), 5)
-                         for _ in range(20)], 0)
-        flat, hierarchy = 1 - right[:, env.distance >= distance].mean(1)
-        print(f"sigma {sigma}: flat {flat:.3f}, hierarchy {hierarchy:.3f}")
+        right = noisy_first_actions(env, sigma, rng)
+        flat, hierarchy = 1 - right[:, env.distance >= 8].mean(1)
         numbers.update({f"maze_flat_{sigma}": flat, f"maze_hierarchy_{sigma}": hierarchy})
-    print(f"\nProp. 5.1 on {env.name}: V(s, g) = psi(s) phi(g)")
     for rank in (1, 3, 8, np.linalg.matrix_rank(env.distance)):
-        v = low_rank_value(-env.distance.astype(float), rank)
-        wrong = 1 - first_actions(env, v, 5)[0][env.distance > 0].mean()
-        print(f"rank {rank:3}: value error {np.abs(v + env.distance).mean():.4f} steps, "
-              f"wrong moves {wrong:.4f}")
-        numbers[f"wrong_at_rank_{rank}"] = wrong
+        numbers[f"wrong_at_rank_{rank}"] = low_rank_errors(env, rank)[1]
     unsure, wrong = action_insufficiency(env)
     numbers.update({"unsure_with_phi_sg": unsure, "wrong_with_phi_sg": wrong})
-    print(f"phi([s; g]) = V*(s, g): value error 0; the best policy of (s, phi) cannot be sure of "
-          f"{unsure:.4f} of its moves, and {wrong:.4f} are wrong")
-    return numbers
+    return {name: float(x) for name, x in numbers.items()}
 
 
 def show_theory(seed, folder=None):
     """Print the numbers; draw runs/theory.png, or write a folder's summary.json and config.json.
 
-    ValueError if the folder holds a run or the seed is negative.
+    ValueError: the folder holds a run.
     """
-    if seed < 0:
-        raise ValueError(f"--seed must be at least 0, not {seed}")
-    if not folder:
-        theory_numbers(seed)
-        os.makedirs("runs", exist_ok=True)
-        path = os.path.join("runs", "theory.png")
-        draw_theory(path, seed)
-        return print(f"drawn: {path}")
-    require_free(folder)
-    os.makedirs(folder, exist_ok=True)
     start = time.perf_counter()
-    summary = {"seed": seed, **theory_numbers(seed)}
+    if folder:
+        require_free(folder)
+    summary = theory_numbers(seed)
+    show(summary)
+    os.makedirs(folder or "runs", exist_ok=True)
+    if not folder:
+        draw_theory(os.path.join("runs", "theory.png"), seed)
+        return print("drawn: runs/theory.png")
     write_json(os.path.join(folder, "config.json"), {
         "config": {"theory": True, "seed": seed}, "argv": sys.argv[1:], **code_and_versions()})
     write_json(os.path.join(folder, "summary.json"), {
-        **summary, "train_seconds": round(time.perf_counter() - start, 1)})
+        "seed": seed, **summary, "train_seconds": round(time.perf_counter() - start, 1)})
 
 
 def show_signal(folder):
-    """`python -m lab.theory --run DIR`: signal.png of a run of hiql.py on a maze."""
-    saved, env, data = run_and_data(folder)
+    """`python -m lab.theory --run DIR`: `right_signs` of a run of hiql.py on a maze, drawn."""
+    saved, env = hiql.restored(folder)
     config, params = saved.config, saved.agent["params"]
+    env, data = hiql.load_data(None, config, generators(config.seed, "data", "hide"), env)
     length, shares = right_signs(
         env, data, lambda s, g: hiql.value_map(params, s, g, config, env), config.subgoal_steps,
         np.random.default_rng(config.seed))
+    figure, axes = plots.panels(1, 1, (6, 3.6))
+    ax = axes[0, 0]
+    for name, text in (("flat", "flat: one step, to the goal"),
+                       ("high", f"high-level: {config.subgoal_steps} steps, to the goal"),
+                       ("low", "low-level: one step, to the subgoal")):
+        ax.plot(length, shares[name], "o-", label=text)
+    ax.set(xlabel="path length to the goal", ylabel="share of advantages\nwith the right sign")
+    ax.legend(fontsize=8)
     path = os.path.join(folder, "signal.png")
-    draw_signal(path, length, shares, config.subgoal_steps)
+    plots.save_figure(figure, path)
     print(f"drawn: {path}")
 
 
 def main():
-    p = Parser(prog="python -m lab.theory", description="Propositions 4.1 and 5.1 in numbers.",
-               allow_abbrev=False)
-    p.add_argument("--seed", type=int, metavar="N", help="seed of the simulated noise (default 0)")
+    p = Parser(prog="python -m lab.theory", description="Propositions 4.1 and 5.1 in numbers.")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the simulated noise "
+                   "(default 0)")
     p.add_argument("--out", metavar="DIR", help="keep the numbers there instead of drawing them")
-    p.add_argument("--run", metavar="DIR", help="a finished run of hiql.py: draw how often the "
-                   "signs of its advantages are right")
+    p.add_argument("--run", metavar="DIR", help="a finished run of hiql.py on a maze: draw how "
+                   "often the signs of its advantages are right")
     given = p.parse_args()
-    if given.run and (given.out or given.seed is not None):
-        p.error("--run takes no other flag")
-    try:
-        return show_signal(given.run) if given.run else show_theory(given.seed or 0, given.out)
-    except (ValueError, OSError) as e:
-        exit_with_error(e, p.prog)
+    with one_line_errors():
+        if given.run:
+            return show_signal(given.run)
+        show_theory(given.seed, given.out)
 
 
 if __name__ == "__main__":

@@ -228,7 +228,10 @@ def read_run(program, folder):
     for field, default in program.departed.items():
         if field in values and values.pop(field) != default:
             raise ValueError(f"{folder}: its setting {field} is none of today's; see docs/notes.md")
-    config = make_config(program.config_class, values)
+    try:
+        config = make_config(program.config_class, values)
+    except ValueError as e:
+        raise ValueError(f"{folder}: {e}") from None
     if meta.get("maze"):
         envs.register_saved(config.env, meta["maze"])
     agent = {name.partition("/")[2]: x for name, x in arrays.items()}
@@ -380,7 +383,8 @@ class Run:
                                        "seconds": self.seconds()})
         if count <= self.warmup:
             self.first, self.since = count, time.perf_counter()
-        self._progress(min(count, self.total), row)
+        if before < self.total:                         # an episode may run past the end
+            self._progress(min(count, self.total), row)
 
     def _progress(self, done, row):
         """One line, on a terminal rewritten twice a second, elsewhere a new one every ten."""
@@ -409,7 +413,7 @@ class Run:
             self.success = f"{summary['success']:.2f}"
 
     def save(self, agent, rngs):
-        """Write logs and checkpoint. FloatingPointError: an array is not finite; KeyboardInterrupt:
+        """Write checkpoint and logs. FloatingPointError: an array is not finite; KeyboardInterrupt:
         a signal came, and the run is saved."""
         flat = flatten(agent)
         for name, x in flat.items():
@@ -418,8 +422,6 @@ class Run:
                                          f"{int(agent[self.program.counter])}")
         if not self.folder:
             return
-        for name, rows in self.logs.items():
-            write_rows(self.path(f"{name}.csv"), rows)
         meta = {"form": 1, "program": self.program.name, "config": dataclasses.asdict(self.config),
                 "maze": envs.saved_entry(self.config.env), "history": self.history,
                 "logs": self.logs, "seconds": self.seconds()}
@@ -429,6 +431,8 @@ class Run:
             acts = any(f"{name}/".startswith(f"{part}/") for part in self.program.acting)
             arrays[f"{'acting' if acts else 'training'}/{name}"] = x
         write(self.path("checkpoint.npz"), lambda file: np.savez(file, **arrays))
+        for name, rows in self.logs.items():
+            write_rows(self.path(f"{name}.csv"), rows)
         if self.stopped:
             raise KeyboardInterrupt
 
