@@ -124,8 +124,8 @@ def measure_goal_range(env, config):
 def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=None):
     """Train HIRO on an environment; config: of `hiro.resolve`, its env is ignored.
 
-    goal, position: of `GymAdapter`. goal_range: half-width of the high-level policy's goals in units
-    of the position, a number or (P,), instead of config.goal_range, of which 0 stands for
+    goal, position: of `GymAdapter`. goal_range: half-width of the high level's goals in units of
+    the position, a number or (P,), instead of config.goal_range, of which 0 stands for
     `measure_goal_range`. run: a `support.runs.Run`; without one nothing is written.
     -> namespace with summary (dict), agent, and actor(), which returns a new episode's
     act(observation) -> action, both as the environment has them.
