@@ -31,11 +31,14 @@ alone. All else is constant: the target network and what it sees, phi anywhere e
 weights.
 
 Symbols inside the losses:
-    s, s1 state and next state    g goal    w state k steps ahead (subgoal)    a action
-    r reward in {-1, 0}    m mask    z representation    adv advantage A
+    s, s1 state and next state    g goal    a action
+    w subgoal: the state k steps ahead, or where the trajectory or the goal comes first, that
+    r reward in {-1, 0}    m mask    z representation
+    adv, A: of policies the advantage; in value_loss the residual whose sign decides the weight
     v value, (2, B) of two heads    t value by the target network T
-Shapes: batch B, states S (as the networks see them), goals G (S, or with goal_indices fewer),
-representation R (G without phi), actions (B, a), in mazes a = 2, or (B,) integers.
+Shapes: batch B, states S (as `env.encode` shows them to the networks: positions, on OGBench's mazes
+more), goals G (S, or with goal_indices fewer), representation R (G without phi), actions (B, a),
+in mazes a = 2, or (B,) integers.
 Tags [D1] ...: docs/deviations.md has what paper, authors' code and OGBench do, and why it is done
 so here. Equation numbers are the paper's; (4), (6), (7) are confirmed by other texts, (5) is not.
 """
@@ -109,7 +112,7 @@ WORDS = {"quick": "the whole path in seconds, pictures included; success is not 
          "published_rates": "OGBench's rates, inverse temperatures and initialisation, not its "
                             "sizes, encoding, discount and k [D12]"}
 ACTING = ("params", "update", "units")          # what acting and --eval need of an agent
-# what former versions could set, at its only value today: other runs of theirs are refused
+# settings that no longer exist: a saved run is read only if it had these values
 DEPARTED = dict(const_std=True, goal_reached_by="index", preset="fast", encoding="position")
 PROGRAM = Program("hiql.py", Config, "update", ACTING, DEPARTED)
 
@@ -142,7 +145,7 @@ def resolve(given, config_class=Config, changes=None):
     if config.temperature and name != "none" and not envs.make(name).discrete:
         raise ValueError(f"--temperature is for the discrete actions of grids, not for {name}")
     if config.goal_indices and name != "none":
-        raise ValueError("--goal-indices is for --env none, since mazes have positions alone")
+        raise ValueError("--goal-indices is for --env none: a maze's state is a position")
     return config
 
 
@@ -159,12 +162,13 @@ def sample(data, rows, rng, config, env):
 
     Row i is drawn uniformly from rows; "any row" is one with a transition, last the last such row
     of i's trajectory, k is subgoal_steps.
-    value_goals         row i itself with probability value_p_curgoal (0.2); else any row (0.3); or
-                        with value_p_trajgoal (0.5) row min(i + n, last), n = 1, 2, ... drawn from
-                        Geometric(1 - discount), or with goal_discount in its place
+    value_goals         row i itself with probability value_p_curgoal (0.2); row min(i + j, last)
+                        with value_p_trajgoal (0.5), j = 1, 2, ... from Geometric(1 - discount), or
+                        with goal_discount in its place; else (0.3) any row
     rewards, masks      r = m = 0 where row i is its own value goal, else r = -1, m = 1
-    high_actor_goals    uniform over rows i + 1 to last, but the two ends have half the weight of a
-                        row between them; with probability actor_p_randomgoal any row
+    high_actor_goals    uniform over rows i + 1 to last (i where i is last), but the two ends have
+                        half the weight of a row between them; with probability
+                        actor_p_randomgoal any row
     high_actor_targets  row min(i + k, that goal); if that goal is random, min(i + k, last)
     low_actor_goals     row min(i + k, last)
     """
@@ -464,7 +468,7 @@ def update(agent, data, rng, config, env, losses=LOSSES, sample=sample):
 
 def schedule(u, losses, config):
     """The losses of update u, and its learning rate: constant, then falling linearly to 0 over the
-    second half; with policy_steps in two phases, first the value's [D9][D12]."""
+    second half; with policy_steps two phases have each this course, the value's first [D9][D12]."""
     begin, length = 0, config.steps
     if u >= config.steps:
         begin, length = config.steps, config.policy_steps
@@ -491,8 +495,8 @@ def subgoal(params, s, g, config, env):
 class Actor:
     """Both policies, acting in N episodes: actor(s (N,d), g (N,G), t) -> actions (N, a) or (N,).
 
-    s, g as they are observed; t: the step of the episode. One object for evaluation, `load` and
-    pictures; it can be pickled.
+    s, g as they are observed; t: the step of the episode, which begins with 0. One class for
+    evaluation, `load` and pictures; its objects can be pickled.
     """
 
     def __init__(self, params, config, env, rng=None):

@@ -6,8 +6,9 @@ Nachum, Gu, Lee, Levine 2018, arXiv 1805.08296. Two policies, both TD3 (Fujimoto
   mu_lo(s, g)    the low-level policy (others say worker): rewarded for moving the position by g
 A window is what happens under one goal: c steps, or fewer where the episode ends. Off-policy
 correction: the low-level policy has changed since a window was stored. So whenever the high level
-samples it, the goal in that batch is the one under which today's low-level policy would most likely
-have taken the stored actions; the replay, and with it the low level, keeps the goal that was given.
+samples it, the goal in that batch is that of ten candidates under which today's low-level policy
+would most likely have taken the stored actions; the replay, and with it the low level, keeps the
+goal that was given.
 
     python hiro.py            trains on HIRO's U-maze with a point mass, three to eight minutes on
                               one core; leaves logs, checkpoint, summary and pictures in runs/
@@ -29,12 +30,12 @@ discount 0.95 (0.99); goals within 2 (10); noise, in half-widths, 2 on goals and
 0.1 on actions (0.033); task rewards times 0.02 (0.1), 5 high-level updates for each window (1).
 
 Symbols: s, s1 state and next state, position first; g, g1 relative goal before and after the
-step; D the episode's goal; a action in [-1, 1], of the high level g / goal_range; r reward; m
-mask, 0 after a true termination, else 1; q critics' values; mu policy; c steps between goals. In
-TD3's functions x, x1 are what a level sees, [s; g] or [s; D]. Shapes: batch B, agents N, state S,
-position P, episode's goal D, action A, input of a network I, twin critics 2. Equation numbers are
-the paper's. Tags [E1] ...: where paper, its authors' code, TD3's, public ports and successors
-differ, docs/deviations.md.
+step, by h; D the episode's goal (`desired`); a action in [-1, 1], of the high level g / goal_range;
+r reward; m mask, 0 after a true termination, else 1; q critics' values; mu policy; c steps between
+goals. In TD3's functions x, x1 are what a level sees, [s; g] or [s; D]. Shapes: batch B, agents N,
+state S, position P, episode's goal D, action A, input of a network I, twin critics 2. Equation
+numbers are the paper's. Tags [E1] ...: where paper, its authors' code, TD3's, public ports and
+successors differ, docs/deviations.md.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
@@ -96,7 +97,7 @@ class Config:
 QUICK = dict(steps=2000, warmup=500, eval_interval=1000, eval_episodes=4)
 WORDS = {"quick": "the whole path in seconds, pictures included; success is not promised"}
 ACTING = ("low/online/actor", "high/online/actor", "goal_range", "step")    # what acting needs
-# what former versions could set, at its only value today: other runs of theirs are refused
+# settings that no longer exist: a saved run is read only if it had these values
 DEPARTED = dict(eval_noise=0.0, critic_loss="huber", candidates=10, goal_at_window_end="h",
                 relabel_low_goals=False, pretrain=0, see_position=True)
 PROGRAM = Program("hiro.py", Config, "step", ACTING, DEPARTED)
@@ -231,17 +232,17 @@ def critic_loss(params, batch, y):
 
 
 def actor_loss(params, x, penalty=0.0):
-    """Deterministic policy gradient: L = -mean Q_1(x, mu(x)) + penalty mean y^2, mu = tanh(y).
+    """Deterministic policy gradient: L = -mean Q_1(x, mu(x)) + penalty mean u^2, mu = tanh(u).
 
     penalty: [E20]. The gradient comes through the critic's input. Constants: the critic's
     parameters; only the policy learns from this. x (B,I).
     """
-    y, back_y = mlp(params["actor"], x, relu)
-    a, back_a = tanh({}, y)
+    u, back_u = mlp(params["actor"], x, relu)
+    a, back_a = tanh({}, u)
     q, back_q = critic(tree_map(lambda w: w[0], params["critic"]), x, a)
     da, _ = back_q(np.full(len(x), -1 / len(x), x.dtype))
-    dy = back_a(da)[0] + 2 * penalty / y.size * y
-    return -q.mean() + penalty * (y * y).mean(), {"actor": back_y(dy)[1]}
+    du = back_a(da)[0] + 2 * penalty / u.size * u
+    return -q.mean() + penalty * (u * u).mean(), {"actor": back_u(du)[1]}
 
 
 def td3_update(level, batch, rng, gamma, rate, config, critic_loss=critic_loss):
@@ -305,8 +306,8 @@ def sample_steps(replay, rng, goal_range, config):
     """Low-level batch, steps drawn uniformly: [s; g], a, r, [s'; g'], m.
 
     g is the window's goal carried on by h; r is the intrinsic reward, not scaled; g' is h(s, g, s')
-    also at the window's end, where the value goes on under it (m = 1) [E1]. goal_range: for
-    variants.
+    also at the window's end, where the value goes on under it; m = 0 only at a termination [E1].
+    goal_range: for variants.
     """
     w, i, last = draw_steps(replay, rng, config.batch_size, config.subgoal_interval)
     first, s, s1 = (replay["states"][w, j] for j in (0, i, i + 1))
