@@ -194,6 +194,8 @@ def draw_chain(axes, n, rng):
                                   ("first", "C2o", "hierarchy's first action, simulated")):
             ax.plot(x, [one[name] for one in seen], style, ms=3, label=text)
         ax.set(xscale="log", xlabel=label, ylim=(-0.03, 0.82))
+        ax.set_xticks(x, map(str, x), fontsize=7)
+        ax.minorticks_off()
     axes[0].set_ylabel("probability of error")
     axes[0].legend(fontsize=7)
 
@@ -222,6 +224,8 @@ def draw_low_rank(ax, env):
         ax.axhline(share, color="C1", ls=style,
                    label=f"phi([s; g]) = V*(s, g): best policy {text}")
     ax.set(xscale="log", xlabel=f"{env.name}: rank of V(s, g) = psi(s) phi(g)")
+    ax.set_xticks(ranks, map(str, ranks), fontsize=7)
+    ax.minorticks_off()
     ax.legend(fontsize=7)
 
 
