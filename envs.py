@@ -196,20 +196,20 @@ class Maze:
     @cached_property
     def distance(self):
         """Steps of the shortest path between any two free cells, -1 without one: (n, n) ints."""
-        steps, _ = self._paths
+        gap = np.abs(self.cells[:, None] - self.cells[None]).sum(-1)
+        steps = shortest_path(csr_matrix(gap == 1), unweighted=True)
         return np.where(np.isfinite(steps), steps, -1).astype(int)
 
     @cached_property
     def next_cell(self):
         """next_cell[i, j]: number of the cell after i on a shortest path to j; i if i is j or no
-        path exists; (n, n)."""
-        _, before = self._paths                 # before[j, i]: of i on the path from j to i
-        return np.where(before.T < 0, np.arange(len(before))[:, None], before.T)
-
-    @cached_property
-    def _paths(self):
-        gap = np.abs(self.cells[:, None] - self.cells[None]).sum(-1)
-        return shortest_path(csr_matrix(gap == 1), unweighted=True, return_predecessors=True)
+        path exists; (n, n). Of several the one with the largest number, on every machine."""
+        beside = self.cells[:, None] + [(-1, 0), (0, -1), (0, 1), (1, 0)]
+        beside = self.index[beside[..., 0], beside[..., 1]]             # (n, 4), wall -1
+        nearer = self.distance[beside] == self.distance[:, None] - 1    # (n, 4, n)
+        nearer &= (beside >= 0)[..., None]
+        after = np.where(nearer, beside[..., None], -1).max(1)
+        return np.where(after < 0, np.arange(len(after))[:, None], after)
 
     @cached_property
     def corridors(self):
