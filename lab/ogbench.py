@@ -145,10 +145,15 @@ class OGBenchMaze(envs.PointMaze):
         """
         path = os.path.join(folder, f"{self.name}.npz")
         if not os.path.exists(path):
-            print(f"collecting {self.name}: {self.recipe['episodes']} x {self.recipe['rows']} rows "
-                  "...", flush=True)
+            episodes, rows = self.recipe["episodes"], self.recipe["rows"]
+            print(f"collecting {self.name}: {episodes} x {rows} rows ...", flush=True)
+
+            def progress(done):
+                if done % (rows // 5) == 0:
+                    print(f"collected {done / rows:.0%}", flush=True)
+
             os.makedirs(folder, exist_ok=True)
-            data = envs.collect(self, np.random.default_rng(0), **self.recipe)
+            data = envs.collect(self, np.random.default_rng(0), **self.recipe, progress=progress)
             datasets.save_dataset(path, data, recipe=self.made_by())
             print(f"kept in {path}", flush=True)
         if load_arrays(path, {"recipe"}).get("recipe") != self.made_by():
