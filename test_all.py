@@ -151,6 +151,35 @@ def test_log_probabilities_by_hand():
         assert found[0] == pytest.approx(log_prob)          # and exp(1000) does not overflow
 
 
+LAYERS = {                              # shapes of parameters
+    "linear": {"W": (2, 4, 6), "b": (2, 6)}, "layer_norm": {"scale": (2, 4), "shift": (2, 4)},
+    "gelu": {}, "relu": {}, "tanh": {}, "length_normalize": {}}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_change_nothing_and_members_of_an_ensemble_are_apart(name):
+    """x, p, dy and y are read-only here; a back that is called again gives the same, also after
+    its first results were overwritten; each member is computed as it would be alone."""
+    layer, rng = getattr(nets, name), np.random.default_rng(0)
+    p = {key: rng.normal(size=shape) for key, shape in LAYERS[name].items()}
+    x = rng.normal(size=(2, 5, 4))
+    y, back = layer(p, x)
+    dy = rng.normal(size=y.shape)
+    for array in (x, y, dy, *p.values()):
+        array.flags.writeable = False
+    dx, grads = back(dy)
+    first = [dx.copy(), *(g.copy() for g in grads.values())]
+    for array in (dx, *grads.values()):
+        array[...] = np.nan
+    dx, grads = back(dy)
+    for again, before in zip((dx, *grads.values()), first):
+        assert (again == before).all()
+    for i in (0, 1):
+        one, back_one = layer({key: w[i] for key, w in p.items()}, x[i])
+        close(one, y[i], 1e-14)
+        close(back_one(dy[i])[0], dx[i], 1e-13)
+
+
 def test_losses_stay_float32_and_change_nothing_that_they_are_given():
     """Parameters and batch are read-only here."""
     def narrow(x):
