@@ -1153,6 +1153,10 @@ def test_episodes_end_at_the_goal_or_the_time_limit():
                                         [5] * 8, [3, 3, 4, 5, 6, 6, 6, 6]]
     assert times == [0, 1, 2, 3, 4, 5, 6] and [words[2] for words, _ in moves] == ["noise"] * 7
     assert env.limits(starts, starts).tolist() == [4] * 4   # and 4 at least
+    again = envs.GridWorld("mine", CORRIDOR)            # one arrives in 2 of 8, one fails in 4
+    starts, goals = np.array([[1.0, 2], [1, 5]]), np.array([[1.0, 4], [1, 6]])
+    paths = hiql.rollout(again, lambda s, g, t: np.array([4, 0]), starts, goals, None)[2]
+    assert len(paths) == 5
 
 
 def test_starts_and_goals_of_an_evaluation():
