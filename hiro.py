@@ -515,7 +515,7 @@ def subgoal_errors(paths, asked, c):
 # ------------------------------------------------------------------------------- the program
 
 
-def init_agent(config, sizes, rng, goal_scale=1.0):
+def init_agent(config, sizes, rng, goal_scale):
     """A new agent, one tree of arrays: both levels, replay, goal range (P,), steps so far.
 
     sizes: S, P, D, A of state, position, episode's goal and action; goal_scale: factor of the task
@@ -548,10 +548,10 @@ def train(env, config, run=None, *, goal_range=None, evaluate=evaluate, actor=Ac
           sample_steps=sample_steps, td3_update=td3_update, title="hiro"):
     """A whole run: act for c steps, store, update the low level, relabel and update the high level.
 
-    env: a task by the convention of `envs.GoalEnv`, None: the config's. run: a `support.runs.Run`;
-    without one nothing is written. goal_range: half-width of goals, a number or (P,), instead of
-    the config's. evaluate(agent, env, config, actor) -> summary, episodes; actor, sample_steps,
-    td3_update: what a variant replaces.
+    env: a task by the convention of `envs.GoalEnv` (reset, step, action_size, goal_scale,
+    eval_noise), None: the config's. run: a `support.runs.Run`; without one nothing is written.
+    goal_range: half-width of goals, a number or (P,), instead of the config's. evaluate(agent, env,
+    config, actor) -> summary, episodes; actor, sample_steps, td3_update: what a variant replaces.
     -> namespace: summary, agent (tree of arrays), actor, an `Actor`. ValueError: integer actions,
     or a goal range that is not positive.
     """
@@ -559,7 +559,7 @@ def train(env, config, run=None, *, goal_range=None, evaluate=evaluate, actor=Ac
     say(f"{name_of(env)}, seed {config.seed}: {title}, correction {config.correction}; "
         f"{config.steps:,} environment steps")
     rngs = generators(config.seed, "init", "episodes", "explore", "batch")
-    agent = init_agent(config, sizes_of(env), rngs["init"], getattr(env, "goal_scale", 1.0))
+    agent = init_agent(config, sizes_of(env), rngs["init"], env.goal_scale)
     if goal_range is not None:
         agent["goal_range"][:] = goal_range
     if not (agent["goal_range"] > 0).all():
@@ -615,7 +615,7 @@ def train(env, config, run=None, *, goal_range=None, evaluate=evaluate, actor=Ac
         draw(run, env, config, acting, episodes)
     run.finish(summary)
     return SimpleNamespace(summary=summary, agent=agent,
-                           actor=actor(agent, config, getattr(env, "eval_noise", 0.0)))
+                           actor=actor(agent, config, env.eval_noise))
 
 
 def schedule(step, config):

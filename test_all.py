@@ -2285,7 +2285,7 @@ def test_a_loaded_hiro_agent_acts_as_in_evaluation(tmp_path, monkeypatch):
     task, rng = envs.make_task("point-umaze"), np.random.default_rng(0)
     task.limit = 100
     monkeypatch.setitem(envs.TASKS_ONLINE, "point-umaze", lambda: task)
-    agent = hiro.init_agent(config, (2, 2, 2, 2), rng)
+    agent = hiro.init_agent(config, (2, 2, 2, 2), rng, 1.0)
     for level in ("low", "high"):                           # so that it goes somewhere
         agent[level]["online"] = tree_map(lambda w: 3 * w, agent[level]["online"])
     agent["step"][...] = config.warmup

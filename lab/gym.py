@@ -30,6 +30,8 @@ class GymAdapter:
     ValueError: the environment lacks a Box of actions or a goal.
     """
 
+    goal_scale, eval_noise = 1.0, 0.0       # as of `envs.GoalEnv`
+
     def __init__(self, env, goal=None, position=slice(0, 2)):
         self.env, self.position = env, position
         self.unwrapped = getattr(env, "unwrapped", env)         # names the run

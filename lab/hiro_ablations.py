@@ -188,8 +188,7 @@ def pretrain(env, config, run):
     say(f"{name_of(env)}, seed {config.seed}: hiro, low level alone for {config.pretrain_steps:,} "
         f"steps, then frozen; {config.steps:,} environment steps")
     rngs = generators(config.seed, "init", "episodes", "explore", "batch")
-    agent = hiro.init_agent(config, hiro.sizes_of(env), rngs["init"],
-                            getattr(env, "goal_scale", 1.0))
+    agent = hiro.init_agent(config, hiro.sizes_of(env), rngs["init"], env.goal_scale)
     run.begin(agent, rngs, config.steps, config.warmup)     # one to go on with gets its agent
 
     low, high, replay, half = (agent[x] for x in ("low", "high", "replay", "goal_range"))
@@ -246,7 +245,7 @@ def pretrain(env, config, run):
         hiro.draw(run, env, config, acting, episodes)
     run.finish(summary)
     return SimpleNamespace(summary=summary, agent=agent,
-                           actor=hiro.Actor(agent, config, getattr(env, "eval_noise", 0.0)))
+                           actor=hiro.Actor(agent, config, env.eval_noise))
 
 
 def main():

@@ -118,7 +118,7 @@ def train(env, config, run=None, *, evaluate=hiro.evaluate):
         hiro.draw(run, env, config, acting, episodes)
     run.finish(summary)
     return SimpleNamespace(summary=summary, agent=agent,
-                           actor=Actor(agent, config, getattr(env, "eval_noise", 0.0)))
+                           actor=Actor(agent, config, env.eval_noise))
 
 
 def main():

@@ -77,7 +77,7 @@ def test_a_blind_low_level_sees_neither_x_nor_y():
         shown = [0, 0, 1] if "observations" in name else 1
         np.testing.assert_array_equal(batch[name], x * np.float32(shown))
     config, rng = small_config("blind"), np.random.default_rng(0)
-    agent = hiro.init_agent(config, (3, 2, 2, 2), rng)          # x, y and a third number
+    agent = hiro.init_agent(config, (3, 2, 2, 2), rng, 1.0)          # x, y and a third number
     acting = ablations.actor(agent, config)
     s, g = (rng.normal(size=(5, n)).astype(np.float32) for n in (3, 2))
     for k, sees in ((0, False), (1, False), (2, True)):

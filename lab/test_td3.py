@@ -21,7 +21,7 @@ class Line:
     """A point on a line by the calls of `envs.GoalEnv`: pushes of a / 2, reward -distance, eight
     steps to an episode."""
 
-    action_size = 1
+    action_size, goal_scale, eval_noise = 1, 1.0, 0.0
     unwrapped = property(lambda self: self)
 
     def observe(self):
