@@ -223,6 +223,9 @@ def test_a_run_is_stopped_goes_on_and_is_evaluated_again(agent, env, tmp_path, m
         monkeypatch.setattr(sys, "argv", ["baselines.py", *map(str, words)])
         baselines.main()
 
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
     words, updates = (("--quick", "--steps", 2), 2) if agent == "hiql" else (("--quick",), 1)
     maze, value = envs.make(env), np.random.default_rng(0).normal(size=(104, 104))
     monkeypatch.setattr(type(maze), "limits", lambda env, s, g: np.full(len(s), 10))
@@ -230,7 +233,7 @@ def test_a_run_is_stopped_goes_on_and_is_evaluated_again(agent, env, tmp_path, m
     monkeypatch.setattr(hiql, "value_map", lambda params, s, g, config, env: value[
         env.number(s), env.number(g)])
     with monkeypatch.context() as patch:
-        patch.setattr(hiql, "update", lambda *_: exec("raise KeyboardInterrupt"))
+        patch.setattr(hiql, "update", interrupt)
         with pytest.raises(SystemExit):
             run("--agent", agent, "--env", env, *words, "--out", tmp_path / "a")
     run("--resume", tmp_path / "a")
