@@ -392,13 +392,16 @@ class Run:
         if now - self.shown < (0.5 if terminal else 10) and done < self.total:
             return
         self.shown = now
-        losses = " ".join(f"{name.removesuffix('_loss')} {x:.2g}" for name, x in row.items()
-                          if name.endswith("_loss"))
+        losses = ""                                     # as many as the line has room for
+        for name, x in row.items():
+            item = f"  {name.removesuffix('_loss')} {x:.3g}"
+            if name.endswith("_loss") and len(losses + item) <= 42:
+                losses += item
         left = "-:--"
         if done > self.first:
             seconds = int((self.total - done) * (now - self.since) / (done - self.first))
             left = f"{seconds // 60}:{seconds % 60:02d}"
-        line = (f"{done}/{self.total}  {losses:.40s}  success {self.success}  ETA {left}")[:79]
+        line = f"{done}/{self.total}{losses}  success {self.success}  ETA {left}"[:79]
         self.line_is_open = terminal and done < self.total
         say(f"\r\033[K{line}" if terminal else line, end="" if self.line_is_open else "\n")
 

@@ -413,7 +413,7 @@ def test_progress_leaves_the_warm_up_out_and_fits_a_terminal(terminal, shown, mo
     said = re.findall(r"[^\r\n]+", out.getvalue().replace("\033[K", ""))
     assert [int(line.split("/")[0]) for line in said] == shown
     assert "ETA 2:20" in said[shown.index(30)]              # 70 steps, 10 took 20 seconds
-    assert said[-1].endswith("low -1.2e-05  success 0.25  ETA 0:00")
+    assert said[-1].endswith("low -1.23e-05  success 0.25  ETA 0:00")
     assert out.getvalue().count("\r") == (4 if terminal else 0)
     run.total = 10**9
     run.step(10**9, {f"{name}_loss": -1.23e-100 for name in ("value", "high", "low")})
