@@ -330,8 +330,9 @@ class PointMaze(Maze):
 
     def __init__(self, name, layout, speed=0.8, limit=250, radius=0.7, noise=1.0, tasks=None):
         super().__init__(name, layout, tasks)
-        if not 0 <= radius < 0.5 * self.side or not speed > 0:
-            raise ValueError(f"radius {radius} must be in [0, 2) and speed {speed} positive")
+        if not 0 <= radius < 0.5 * self.side or not speed > 0 or not limit > 0:
+            raise ValueError(f"radius {radius} must be in [0, 2), speed {speed} and limit {limit} "
+                             "positive")
         self.radius = max(radius, 1e-6)         # radius 0: a point stays just off the walls
         self.speed = speed
         self.time_limit = limit
@@ -558,6 +559,8 @@ class GoalEnv:
     def __init__(self, maze, limit=None):
         self.name = maze.name
         self.maze = maze
+        if limit is not None and not limit > 0:
+            raise ValueError(f"limit must be positive, not {limit}")
         self.limit = limit or maze.time_limit
         self.rng = np.random.default_rng()
         self.state = None
@@ -593,8 +596,9 @@ class GoalEnv:
             start, goal = self.maze.place(tasks[number - 1], self.rng)[:, None]
         given = {"start": start[0], "goal": goal[0], **options}
         for name, drawn in (("start", start), ("goal", goal)):
-            if np.shape(given[name]) != drawn[0].shape:
-                raise ValueError(f"{name} must have {drawn.shape[1]} numbers, not {given[name]}")
+            if np.shape(given[name]) != drawn[0].shape or not np.isfinite(given[name]).all():
+                raise ValueError(f"{name} must be {drawn.shape[1]} finite numbers, not "
+                                 f"{given[name]}")
         start = np.array([given["start"]], float)
         goal = np.array([given["goal"]], float)
         self.maze.number(start)                                         # refuses walls
@@ -737,10 +741,13 @@ def make_task(name):
 class Dataset:
     """Trajectories, concatenated, in OGBench's layout.
 
-    observations (N, d) float32; actions (N, a) float32, or (N,) integers; terminals (N,) bool,
-    True on the last row of each trajectory. Row i's transition is (row i, action i, row
-    i + 1); the last row of a trajectory has none. ValueError: shapes that do not fit together,
-    numbers that are not finite, a trajectory of one row or without an end.
+    observations (N, d): float32, float64 where they are given with more digits. actions (N, a)
+    float32 in [-1, 1], what rounding put beyond is clipped; or (N,) int64 from 0, given as integers
+    (N,) or (N, 1), or as whole numbers (N,). terminals (N,) bool, True on the last row of each
+    trajectory. Row i's transition is (row i, action i, row i + 1); the last row of a trajectory has
+    none, and its action, which may be NaN, is never used. ValueError: other kinds of numbers,
+    shapes that do not fit together, numbers that are not finite, actions out of range, a trajectory
+    of one row or without an end.
     """
 
     observations: np.ndarray
@@ -748,19 +755,29 @@ class Dataset:
     terminals: np.ndarray
 
     def __post_init__(self):
-        n = len(self.observations)
-        if self.observations.ndim != 2 or self.terminals.shape != (n,) or len(self.actions) != n:
+        observations, actions, terminals = map(np.asarray, vars(self).values())
+        n = len(observations) if observations.ndim else 0
+        if observations.ndim != 2 or terminals.shape not in ((n,), (n, 1)) or (
+                actions.shape[:1] != (n,)):
             raise ValueError(
                 "observations (N,d), actions (N,...) and terminals (N,) do not fit together: "
-                f"{self.observations.shape}, {self.actions.shape}, {self.terminals.shape}")
-        for key in ("observations", "actions"):
-            if not np.isfinite(getattr(self, key)).all():
-                raise ValueError(f"{key} contain NaN or infinity")
-        if not np.isin(self.terminals, (0, 1)).all():
+                f"{observations.shape}, {actions.shape}, {terminals.shape}. Each row has an action:"
+                " where trajectories have one more observation, add a last action, such as 0")
+        for name, x in (("observations", observations), ("actions", actions),
+                        ("terminals", terminals)):
+            if x.dtype.kind not in "fiub":
+                raise ValueError(f"{name} must be numbers, not {x.dtype}")
+        if not np.isin(terminals, (0, 1)).all():
             raise ValueError("terminals must be 0 or 1")
-        self.terminals = self.terminals.astype(bool)
+        self.terminals = terminals.reshape(n).astype(bool)
         if not n or not self.terminals[-1]:
-            raise ValueError("the last row must end a trajectory (terminals[-1] is not 1)")
+            raise ValueError("the last row must end a trajectory (terminals[-1] is not 1); "
+                             "terminals are 1 on the last row of each trajectory and on no other")
+        if not np.isfinite(observations).all():
+            raise ValueError("observations contain NaN or infinity")
+        digits = np.float32 if observations.dtype.itemsize <= 4 else np.float64
+        self.observations = observations.astype(digits)
+        self.actions = self._normal(actions)
         ends = np.flatnonzero(self.terminals)
         lengths = np.diff(ends, prepend=-1)
         if lengths.min() < 2:
@@ -770,6 +787,32 @@ class Dataset:
         self.last = np.repeat(ends, lengths).astype(np.int32)       # (N,) its trajectory's last row
         self.valid = np.flatnonzero(~self.terminals).astype(np.int32)   # rows with a transition
         self.labelled = self.valid              # those of `valid` whose action is known: here all
+
+    def _normal(self, actions):
+        """Actions as the class has them; see there."""
+        unused = self.terminals & ~np.isfinite(actions).reshape(len(actions), -1).all(1)
+        if unused.any():
+            actions = np.where(unused.reshape(-1, *[1] * (actions.ndim - 1)), 0, actions)
+        if not np.isfinite(actions).all():
+            raise ValueError("actions contain NaN or infinity")
+        whole = actions.dtype.kind in "iub"
+        if whole and actions.ndim == 2 and actions.shape[1] == 1:
+            actions = actions[:, 0]
+        if actions.ndim == 1 and (whole or (actions == np.rint(actions)).all()):
+            if actions.min() < 0 or actions.max() > 999:
+                raise ValueError("integer actions must be from 0 to 999; here they are from "
+                                 f"{actions.min()} to {actions.max()}")
+            return actions.astype(np.int64)
+        if whole or actions.ndim != 2:
+            raise ValueError("actions must be (N, a) numbers in [-1, 1] or (N,) integers from 0; "
+                             f"here they are {actions.dtype} of shape {actions.shape}. Several "
+                             "integers a step (MultiDiscrete) are to be numbered as one; numbers "
+                             "(N,) are to be reshaped to (N, 1)")
+        beyond = np.abs(actions).max()
+        if beyond > 1 + 1e-5:
+            raise ValueError(f"actions must be in [-1, 1]; here they reach {beyond:.7g}: divide by "
+                             "their range, or clip them")
+        return np.clip(actions, -1, 1).astype(np.float32)
 
 
 def collect(env, rng, kind="navigate", episodes=1000, rows=201, noise=0.5, progress=None):

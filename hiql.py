@@ -43,6 +43,10 @@ Tags [D1] ...: docs/deviations.md has what paper, authors' code and OGBench do, 
 so here. Equation numbers are the paper's; (4), (6), (7) are confirmed by other texts, (5) is not.
 """
 
+if __name__ == "__main__":
+    import support
+    support.one_line_interrupts()       # also while the modules below load
+
 import nets                             # first: it sets one BLAS thread before numpy loads
 
 import math
@@ -56,11 +60,11 @@ import envs
 from nets import (adam, adam_init, categorical_log_prob, ema, gaussian_log_prob, init_mlp,
                   length_normalize, mlp, stop_gradient, tree_map)
 from support import plots
-from support.datasets import DataAlone, check_dataset, load_dataset
+from support.datasets import DataAlone, check_dataset, jumps, load_dataset
 from support.flags import (AT_LEAST_2, BELOW_1, INDICES, NOT_NEGATIVE, OPEN, POSITIVE, SHARE,
                            SIZES, make_config, option, parse, refuse_unused)
-from support.runs import (Program, Run, generators, one_line_errors, open_run, read_run, run_seeds,
-                          say, show)
+from support.runs import (Program, Run, generators, numbers_of, one_line_errors, open_run, read_run,
+                          run_seeds, say, show, versions_of)
 
 
 ENVIRONMENTS, REPS = (*envs.ENVIRONMENTS, "none"), ("phi_sg", "phi_g", "none")
@@ -496,8 +500,10 @@ class Actor:
     """Both policies, acting in N episodes: actor(s (N,d), g (N,G), t) -> actions (N, a) or (N,).
 
     s, g as they are observed; t: the step of the episode, which begins with 0. One class for
-    evaluation, `load` and pictures; its objects can be pickled.
+    evaluation, `load` and pictures; its objects can be pickled. ValueError: t is not 0 at first.
     """
+
+    z = None                                            # the subgoal
 
     def __init__(self, params, config, env, rng=None):
         """rng: integer actions are drawn from it; without one from seed 0."""
@@ -509,6 +515,8 @@ class Actor:
         s, g = self.env.encode(s, self.dtype), self.env.encode_goal(g, self.dtype)
         if t % self.config.subgoal_interval == 0:
             self.z = subgoal(self.params, s, g, self.config, self.env)
+        if self.z is None:
+            raise ValueError(f"an episode begins with t = 0, and not with {t}")
         output, _ = mlp(self.params["low"], concat(s, self.z))
         return self.choose(output)
 
@@ -589,10 +597,7 @@ def evaluate_all(agent, config, env, actors, evaluate=None):
         return summary, episodes
     for name, actor in actors.items():
         if evaluate:
-            found = evaluate(actor(agent["params"], config, env))
-            if not isinstance(found, dict):
-                raise ValueError("evaluate(act) must return {name: number}, not "
-                                 f"{type(found).__name__}")
+            found = numbers_of(evaluate(actor(agent["params"], config, env)))
         else:
             found, episodes[name] = evaluate_maze(actor, agent["params"], config, env, u)
         if summary and not evaluate:
@@ -639,10 +644,18 @@ def load_data(data, config, rngs, env=None):
                         config.dataset or "the data set")
         if config.temperature and not env.discrete:
             raise ValueError("--temperature is for discrete actions")
+        if env.still:
+            say(f"note: entries {env.still} of the states hardly move, and are hardly seen")
+        if far := jumps(data):
+            say(f"note: {far:,} transitions are far beyond the usual step; is the last row of each "
+                "trajectory marked?")
     else:
         env = env or make_maze(config)
         data = env.dataset(rngs["data"]) if data is None else data
         check_dataset(data, env, config.dataset or f"the data of {env.name}")
+        if not env.tasks:
+            raise ValueError(f"{env.name} has no tasks to be evaluated on; without tasks=... it "
+                             "has five far ones")
     if config.subgoal_steps >= data.lengths.max() - 1:
         raise ValueError(f"--subgoal-steps {config.subgoal_steps} must be below the "
                          f"{data.lengths.max() - 1} transitions of the longest trajectory")
@@ -685,10 +698,12 @@ def train(data, config, evaluate=None, run=None, *, env=None, losses=LOSSES, act
     params, mine = init_params(config, env, data, rngs), checksum(data)
     agent = {"params": params, "optimiser": init_optimiser(params), "units": env.units,
              "data": mine, "update": np.zeros((), np.int64)}
-    run.begin(agent, rngs, total)                       # saves; resumed: overwrites agent and rngs
+    own = "an evaluate(act) from Python" if evaluate else None
+    run.begin(agent, rngs, total, given=own)            # saves; resumed: overwrites agent and rngs
     if agent["data"] != mine:
-        raise ValueError("the data are not those of the run; their file, or what collects them, "
-                         "has changed")
+        raise ValueError("the data are not those of the run: their file has changed, or what "
+                         f"collects them; the run was made with {versions_of(run.history[0])}, "
+                         f"now there is {versions_of(run.history[-1])}")
 
     for u in range(int(agent["update"]) + 1, total + 1):
         row = update(agent, data, rngs["batch"], config, env, losses, sample)

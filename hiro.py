@@ -38,6 +38,10 @@ numbers are the paper's. Tags [E1] ...: where paper, its authors' code, TD3's, p
 successors differ, docs/deviations.md.
 """
 
+if __name__ == "__main__":
+    import support
+    support.one_line_interrupts()       # also while the modules below load
+
 import nets                             # first: it sets one BLAS thread before numpy loads
 
 import math
@@ -385,24 +389,25 @@ class Actor:
 
 
 class Episode:
-    """One episode of an `Actor`, or N side by side; g: the goals of the last step (N,P)."""
+    """One episode of an `Actor`, or N side by side; g: the goals of the last step (N,P), given t
+    steps ago."""
 
     def __init__(self, actor):
-        self.actor, self.t = actor, 0
+        self.actor, self.t, self.desired = actor, 0, None
 
     def __call__(self, obs):
         s, desired = (x[None] for x in read(obs))
         return self.act(s, desired)[0]
 
     def act(self, s, desired):
-        """Actions (N,A) at states s (N,S) with the episodes' goals (N,D); every c steps with new
-        goals of the high-level policy."""
+        """Actions (N,A) at states s (N,S) with the episodes' goals (N,D); every c steps, and where
+        the task has changed an episode's goal, with new goals of the high-level policy."""
         actor = self.actor
-        if self.t % actor.c == 0:
-            self.g = actor.high(s, desired)
+        if self.t % actor.c == 0 or not np.array_equal(desired, self.desired):
+            self.g, self.t = actor.high(s, desired), 0
         else:
             self.g = actor.transition(self.s, self.g, s)
-        self.s, self.t = s, self.t + 1
+        self.s, self.desired, self.t = s, desired, self.t + 1
         a = actor.low(s, self.g)
         if actor.noise:
             a = np.clip(a + actor.noise * actor.rng.normal(size=a.shape), -1, 1)
@@ -425,9 +430,11 @@ def explore_goal(actor, s, desired, noise, warm, rng, config):
 
 
 def explore_window(env, s, desired, g, actor, warm, rng, config):
-    """At most c steps under one goal g (P,), with noise -> window, end of the episode, terminated.
+    """At most c steps under one goal g (P,), with noise -> window, the episode's goal (D,) after
+    it, end of the episode, terminated.
 
-    warm: in place of the policy's actions hold one random one [E26].
+    warm: in place of the policy's actions hold one random one [E26]. Where the task changes the
+    episode's goal, the window ends.
     """
     window = {"states": [s], "actions": [], "rewards": [], "goal": g, "desired_goal": desired}
     held = rng.uniform(-1, 1, env.action_size)
@@ -436,14 +443,15 @@ def explore_window(env, s, desired, g, actor, warm, rng, config):
         a = a + config.low_noise * rng.normal(size=env.action_size)
         a = np.clip(a, -1, 1).astype(np.float32)
         obs, reward, terminated, truncated, _ = env.step(a)
-        s1, _ = read(obs)
+        s1, next_desired = read(obs)
         g, s = actor.transition(s, g, s1), s1
         window["states"].append(s)
         window["actions"].append(a)
         window["rewards"].append(reward)
-        if terminated or truncated:
-            return window, True, terminated
-    return window, False, False
+        over = terminated or truncated
+        if over or not np.array_equal(next_desired, desired):
+            break
+    return window, next_desired, over, terminated
 
 
 # -------------------------------------------------------------------------------- evaluation
@@ -555,7 +563,10 @@ def train(env, config, run=None, *, goal_range=None, evaluate=evaluate, actor=Ac
     -> namespace: summary, agent (tree of arrays), actor, an `Actor`. ValueError: integer actions,
     or a goal range that is not positive.
     """
-    run, env = run or Run(PROGRAM, config), env or envs.make_task(config.env)
+    run, task = run or Run(PROGRAM, config), envs.make_task(config.env)
+    env, own = env or task, None
+    if type(env) is not type(task):
+        own = f"the environment {name_of(env)} from Python"
     say(f"{name_of(env)}, seed {config.seed}: {title}, correction {config.correction}; "
         f"{config.steps:,} environment steps")
     rngs = generators(config.seed, "init", "episodes", "explore", "batch")
@@ -566,7 +577,7 @@ def train(env, config, run=None, *, goal_range=None, evaluate=evaluate, actor=Ac
         raise ValueError(f"the goal range must be positive, not {agent['goal_range'].tolist()}; "
                          "lab.gym.train measures it, and --variant goal-range-measured of "
                          "lab.hiro_ablations")
-    run.begin(agent, rngs, config.steps, config.warmup)     # saves; resumed: overwrites both
+    run.begin(agent, rngs, config.steps, config.warmup, own)    # saves; resumed: overwrites both
 
     low, high, replay, goal_range = (agent[x] for x in ("low", "high", "replay", "goal_range"))
     acting, explore, rng = actor(agent, config), rngs["explore"], rngs["batch"]
@@ -580,8 +591,8 @@ def train(env, config, run=None, *, goal_range=None, evaluate=evaluate, actor=Ac
             warm = step < config.warmup
             row = {}                                        # losses of the last updates, to log
             g = explore_goal(acting, s, desired, noise, warm, explore, config)
-            window, over, terminated = explore_window(env, s, desired, g, acting, warm, explore,
-                                                      config)
+            window, desired, over, terminated = explore_window(env, s, desired, g, acting, warm,
+                                                               explore, config)
             replay_add(replay, window, terminated)
             s = window["states"][-1]
             step += len(window["actions"])
@@ -634,8 +645,9 @@ def summarise(logs, step):
     evaluations in the last 10,000 steps.
     """
     tests, logged = logs["eval"], [row for row in logs["train"] if "relabel_fraction" in row]
-    solved = [row["step"] for row in tests if row["success"] >= 0.95]
-    late = [row["success"] for row in tests if row["step"] >= step - 10_000]
+    known = [row for row in tests if "success" in row]  # an environment may not tell
+    solved = [row["step"] for row in known if row["success"] >= 0.95]
+    late = [row["success"] for row in known if row["step"] >= step - 10_000]
     curves = {f"{key}_curve": [round(row[key], 3) for row in tests] for key in tests[-1]
               if key == "success" or key.startswith("subgoal_error")}
     means = {}
@@ -647,7 +659,7 @@ def summarise(logs, step):
             curves[f"{key}_curve"] = [round(float(x[part == i].mean()), 3) if (part == i).any()
                                       else None for i in range(len(tests))]
     return {**means, "first_success": solved[0] if solved else None,
-            "success_lowest_late": min(late), **curves}
+            "success_lowest_late": min(late, default=None), **curves}
 
 
 def draw(run, env, config, acting, episodes):
@@ -671,8 +683,11 @@ def load(folder):
 
 def evaluate_saved(folder, program=PROGRAM, actor=Actor):
     """The evaluation of a saved run, with the starts and goals of the one in training. ValueError:
-    it is still in its warm-up."""
+    it is still in its warm-up, or of an environment from Python."""
     saved = read_run(program, folder)
+    if saved.meta.get("given"):
+        raise ValueError(f"{folder} is a run in {saved.meta['given']}; evaluate it there: "
+                         "hiro.load(FOLDER) gives its actor")
     if saved.agent["step"] < saved.config.warmup:
         raise ValueError("the run was stopped in its warm-up; there is nothing to evaluate yet")
     task = envs.make_task(saved.config.env)

@@ -36,7 +36,7 @@ import envs
 import hiql
 import hiro
 from nets import flatten, mlp, tree_map, unflatten
-from support.datasets import DataAlone, check_dataset, load_dataset, save_dataset
+from support.datasets import DataAlone, check_dataset, jumps, load_dataset, save_dataset
 from support.runs import HERE, Run, generators, read_run
 
 GOLDEN = os.environ.get("GOLDEN_HIQL", os.path.join(HERE, "data", "golden_hiql_f64.npz"))
@@ -499,6 +499,7 @@ def test_own_mazes_are_registered_and_saved(registry):
     (dict(tasks=[((1, 1), (0, 1))]), r"tasks have \(0, 1\), which is no free cell"),
     (dict(tasks=[(1, 1)]), "a task is a start and a goal cell"),
     (dict(radius=2.0), "radius"), (dict(radius=-0.1), "radius"), (dict(speed=0.0), "speed"),
+    (dict(limit=0), "limit"),
     (dict(kind=envs.GridWorld, slip=1.5), "slip"), (dict(kind=envs.GridWorld, slip=-0.1), "slip"),
     (dict(name="point-medium"), "there is an environment 'point-medium' already"),
     (dict(name="none"), "there is an environment 'none' already")])
@@ -535,6 +536,8 @@ def test_gymnasium_convention(name):
     obs, *rest = env.step(4 if maze.discrete else [1.0, 0.0])
     assert rest == [0, True, False, {"success": True}]
     assert (obs["achieved_goal"] == obs["observation"]).all() and (obs["observation"] - start).any()
+    with pytest.raises(ValueError, match="limit must be positive"):
+        envs.GoalEnv(maze, limit=0)
     short = envs.GoalEnv(maze, limit=2)
     for options, ends in (({"task": 1}, [False, True]), ({"task": 2}, [False, True]),
                           ({"start": start, "goal": start}, [False, False])):
@@ -543,7 +546,8 @@ def test_gymnasium_convention(name):
     for wrong, message in (({"task": 0}, "task must be 1 to 5, not 0"), ({"task": 6}, "1 to 5"),
                            ({"start": start - 9}, "inside a wall"),
                            ({"start": start, "goal": start - 9}, "inside a wall"),
-                           ({"start": np.zeros(3)}, "start must have 2 numbers"),
+                           ({"start": np.zeros(3)}, "start must be 2 finite numbers"),
+                           ({"goal": [1, np.nan]}, "goal must be 2 finite numbers"),
                            ({"begin": 1}, "unknown reset options .'begin'.")):
         with pytest.raises(ValueError, match=message):
             env.reset(options=wrong)
@@ -682,7 +686,8 @@ def test_data_sets_are_saved_and_loaded(tmp_path, monkeypatch):
         data = load_dataset(tmp_path / "d.npz")
         check_dataset(data, env)
         assert [x.dtype for x in (data.observations, data.actions, data.terminals)] == [
-            np.float32, kind, bool]
+            x.dtype if name == "observations" else kind if name == "actions" else bool
+            for name, x in arrays.items()]
         for name, x in arrays.items():
             np.testing.assert_allclose(getattr(data, name), x, rtol=1e-6)
 
@@ -696,17 +701,18 @@ def test_data_sets_are_saved_and_loaded(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("make, name, rows, value, message", [
-    (points, "actions", None, np.zeros((101, 2), bool), "actions is bool of shape (101, 2)"),
-    (points, "terminals", None, np.zeros((101, 1), bool), "do not fit together"),
+    (points, "actions", None, np.full((101, 2), "a"), "actions must be an array of numbers"),
     (points, "actions", None, np.zeros((100, 2)), "do not fit together"),
     (points, "observations", None, np.zeros(101), "do not fit together"),
-    (points, "observations", 5, 1e300, "observations contain NaN or infinity"),
-    (points, "actions", 100, np.nan, "actions contain NaN or infinity"),
+    (points, "observations", 5, 1e300, "the position in row 5, [1e+300"),
+    (points, "observations", 5, np.inf, "observations contain NaN or infinity"),
+    (points, "actions", 99, np.nan, "actions contain NaN or infinity"),
+    (points, "actions", 100, np.nan, None),             # it is never used
     (points, "terminals", 100, 0, "terminals[-1] is not 1"),
     (points, "terminals", 99, 1, "ends in row 100 has one row only"),
     (points, "terminals", 3, 2, "terminals must be 0 or 1"),
     (points, "observations", 7, (28.1, 0), "the position in row 7, [28.1"),
-    (points, "actions", 9, (-1.5, 0), "are numbers from -1 to 1; here they are float32 from -1.5"),
+    (points, "actions", 9, (-1.5, 0), "actions must be in [-1, 1]; here they reach 1.5"),
     (points, "observations", [3, 4], (4, 3.9), "2 of 101 positions lie outside the free cells"),
     (points, "observations", 3, (28, 4), None),         # one per cent may be wrong
     (points, "actions", [3, 4], (-0.1, 0), "2 of 100 steps are not 0.8 x action, up to walls"),
@@ -714,7 +720,7 @@ def test_data_sets_are_saved_and_loaded(tmp_path, monkeypatch):
     (points, "actions", slice(100), (0.1, 0.11), "100 of 100 steps are not 0.8 x action"),
     (points, "actions", slice(100), (0.1, 0.09), None),
     (cells, "observations", None, np.ones((5, 3)), "mine has observations"),
-    (cells, "actions", 2, 5, "are integers from 0 to 4; here they are int64 from 0 to 5"),
+    (cells, "actions", 2, 5, "actions of mine are integers from 0 to 4; here they reach 5"),
     (cells, "observations", 4, (0, 5), "1 of 5 positions lie outside the free cells of mine"),
     (cells, "actions", 2, 3, "1 of 4 steps are not the move of an action"),
     (lambda: cells(0.1), "observations", 4, (1, 1), "1 of 4 steps are not the move"),
@@ -732,6 +738,83 @@ def test_what_is_no_data_set_of_a_maze_is_refused(make, name, rows, value, messa
     with pytest.raises(ValueError) as refused:
         check_dataset(load_dataset(path), env, path)
     assert str(refused.value).startswith(str(path)) and message in str(refused.value)
+
+
+ROWS = np.arange(12.0).reshape(6, 2)                        # two trajectories of three rows
+FLAGS = np.array([0, 0, 1, 0, 0, 1])
+INTEGERS, NUMBERS = np.array([0, 4, 2, 1, 1, 0]), np.linspace(-1, 1, 12).reshape(6, 2)
+
+
+@pytest.mark.parametrize("given, taken", [
+    (INTEGERS.astype(np.uint8), INTEGERS), (INTEGERS[:, None], INTEGERS),
+    (INTEGERS.astype(np.float32), INTEGERS), (INTEGERS.tolist(), INTEGERS),
+    (INTEGERS > 0, INTEGERS > 0), (np.where(FLAGS, np.nan, INTEGERS), [0, 4, 0, 1, 1, 0]),
+    (NUMBERS.astype(np.float16), NUMBERS), (NUMBERS.tolist(), NUMBERS),
+    (NUMBERS * 1.000001, NUMBERS), (NUMBERS[:, :1], NUMBERS[:, :1]),
+    (np.where(FLAGS[:, None], np.inf, NUMBERS), np.where(FLAGS[:, None], 0, NUMBERS)),
+    (NUMBERS * 1.02, "clip"), (INTEGERS - 1, "from 0 to 999"), (INTEGERS + 1000, "from 0 to 999"),
+    (NUMBERS[:, 0], "reshaped to (N, 1)"), (NUMBERS > 0, "MultiDiscrete"),
+    (NUMBERS.astype(int), "MultiDiscrete"), (NUMBERS.astype(object), "must be numbers, not object"),
+    (np.where(FLAGS[:, None], NUMBERS, np.nan), "NaN"), (INTEGERS[:5], "add a last action"),
+    (INTEGERS * 1j, "must be numbers, not complex"), (NUMBERS[:, None] * ROWS, "here they are")])
+def test_actions_are_taken_as_integers_or_numbers_or_refused(given, taken):
+    if isinstance(taken, str):
+        with pytest.raises(ValueError, match=re.escape(taken)):
+            envs.Dataset(ROWS, given, FLAGS)
+        return
+    data, discrete = envs.Dataset(ROWS, given, FLAGS[:, None]), np.ndim(taken) == 1
+    assert data.actions.dtype == (np.int64 if discrete else np.float32)
+    np.testing.assert_allclose(data.actions, taken, atol=5e-4)
+    assert np.abs(data.actions).max() <= 1 or discrete
+    assert data.terminals.tolist() == [0, 0, 1, 0, 0, 1]
+
+
+def test_states_keep_the_digits_that_they_have():
+    """Coordinates of a map: steps of 0.02 at five million."""
+    far, line = 5e6 + 0.02 * np.arange(1200.0).reshape(600, 2), np.arange(600) == 599
+    seen = DataAlone(envs.Dataset(far, np.zeros((600, 1)), line), 25).encode(far)
+    np.testing.assert_allclose(np.diff(seen, axis=0), 3 / 25, rtol=0.05)
+    for kind, kept in ((np.float16, "f4"), (np.uint8, "f4"), (np.int64, "f8"), (float, "f8")):
+        assert envs.Dataset(ROWS.astype(kind), NUMBERS, FLAGS).observations.dtype == kept
+    for wrong, words in ((ROWS.astype(object), "observations must be numbers"),
+                         (np.where(FLAGS[:, None], np.nan, ROWS), "NaN"), (ROWS.ravel(), "fit"),
+                         (1.0, "do not fit together")):
+        with pytest.raises(ValueError, match=words):
+            envs.Dataset(wrong, NUMBERS, FLAGS)
+
+
+@pytest.mark.parametrize("ends, last", [
+    (dict(terminals=[0] * 6, timeouts=FLAGS), [2, 2, 2, 5, 5, 5]),
+    (dict(terminals=[0, 0, 0, 0, 0, 1], timeouts=FLAGS), [2, 2, 2, 5, 5, 5]),
+    (dict(terminals=[0, 1, 0, 0, 0, 0], truncations=[0, 0, 0, 1, 0, 0]), [1, 1, 3, 3, 5, 5]),
+    (dict(terminals=[1, 1, 0, 0, 0, 1], timeouts=FLAGS), [2, 2, 2, 5, 5, 5]),    # flags of a task
+    (dict(terminals=[0] * 6, timeouts=[0, 0, 0, 0, 1, 0]), [4] * 5),            # a row alone
+    (dict(terminals=[0] * 6, timeouts=[0] * 6), "neither terminals nor timeouts"),
+    (dict(terminals=FLAGS, timeouts=FLAGS[:5]), "do not fit together"),
+    (dict(terminals=FLAGS, next_observations=np.roll(ROWS, -1, 0)), [2, 2, 2, 5, 5, 5]),
+    (dict(terminals=FLAGS, next_observations=ROWS + 1), "another row follows"),
+    (dict(terminals=FLAGS, next_observations=ROWS[:5]), "next_observations have the shape")])
+def test_what_else_a_file_says_of_its_trajectories(ends, last, tmp_path):
+    """D4RL's timeouts, Gymnasium's truncations; a transition that is none is no silent one."""
+    path = tmp_path / "d.npz"
+    np.savez(path, observations=ROWS, actions=NUMBERS, rewards=np.ones(6), **ends)
+    if isinstance(last, str):
+        with pytest.raises(ValueError, match=f"d.npz: .*{last}"):
+            load_dataset(path)
+        return
+    data = load_dataset(path)
+    assert data.last.tolist() == last and len(data.observations) == len(last)
+
+
+def test_jumps_are_counted():
+    walk = np.cumsum(np.random.default_rng(0).normal(size=(400, 2)), 0)
+    actions, ends = np.zeros((400, 2)), np.arange(400) == 399
+    assert jumps(envs.Dataset(walk, actions, ends)) == 0
+    walk[200:] += 100
+    assert jumps(envs.Dataset(walk, actions, ends)) == 1
+    ends[199] = True
+    assert jumps(envs.Dataset(walk, actions, ends)) == 0 == jumps(envs.Dataset(0 * walk, actions,
+                                                                               ends))
 
 
 # ============================================================================= hiql: settings
@@ -1130,6 +1213,8 @@ def test_actions_are_the_policies_means():
         if actor is hiql.Actor:
             close(act(s, g + 5, 2), np.clip(mean, -1, 1))
             assert not np.allclose(act(s, g + 5, 3), np.clip(mean, -1, 1))
+            with pytest.raises(ValueError, match="begins with t = 0, and not with 4"):
+                actor(params, config, env)(s, g, 4)
     v = hiql.value(params["value"], s, hiql.phi(params, s, g, config, env)[0])[0].mean(0)
     close(hiql.mean_value(params, s, g, config, env), v)
     close(hiql.value_map(params, s, g, config, env), v, 1e-5)       # takes float32
@@ -1312,8 +1397,15 @@ def test_wrong_data_are_refused(tmp_path, row):
             (None, hiql.resolve({"env": "none"}), "--env none needs a --dataset")):
         with pytest.raises(ValueError, match=words):
             hiql.train(wrong, given)
-    with pytest.raises(ValueError, match="must return {name: number}, not float"):
-        hiql.train(data, row(steps=1), lambda act: 0.5)
+    for found, words in ((0.5, "must return {name: number}, not float"),
+                         ({"success": [0.5, 1]}, "its 'success' is .0.5, 1.")):
+        calls = []
+        with pytest.raises(ValueError, match=words):
+            hiql.train(data, row(steps=9, eval_interval=2), lambda act: calls.append(act) or found)
+        assert len(calls) == 1                              # and not after all training
+    bare = envs.GridWorld("row", "###### #....# ######", tasks=[])
+    with pytest.raises(ValueError, match="row has no tasks to be evaluated on"):
+        hiql.train(None, row(), env=bare)
     file = str(tmp_path / "data.npz")
     save_dataset(file, data)
     config = row(steps=2, dataset=file, subgoal_steps=18)
@@ -1321,7 +1413,7 @@ def test_wrong_data_are_refused(tmp_path, row):
         hiql.train(None, config, run=run_to(tmp_path / "run", hiql.PROGRAM, config, 1))
     data.actions[-1] = 1 - data.actions[-1]                 # of no transition, and yet other data
     save_dataset(file, data)
-    with pytest.raises(ValueError, match="the data are not those of the run"):
+    with pytest.raises(ValueError, match="the data are not those of the run.* numpy .* scipy"):
         hiql.train(None, config, run=run_to(tmp_path / "run", hiql.PROGRAM, config))
 
 
@@ -1435,7 +1527,7 @@ def test_what_data_alone_tell():
     obs = np.array([[0, 0], [1, 0], [3, 0], [0, 0], [1, 0], [2, 1]], np.float32)
     ends, integers = np.array([0, 0, 1, 0, 0, 1]), np.array([0, 4, 0, 1, 1, 0])
 
-    def alone(actions, *more):
+    def alone(actions, *more, obs=obs):
         return DataAlone(envs.Dataset(obs, actions, ends), *more)
 
     for actions, k, kind, change in (
@@ -1450,14 +1542,15 @@ def test_what_data_alone_tell():
     for encode, x in ((env.encode, [[1, 2, 3]]), (env.encode_goal, [1])):
         with pytest.raises(ValueError, match="must have 2 entries, as in the data"):
             encode(x)
-    for actions in (np.full((6, 2), 1.1), np.full((6, 2), -1.1), integers - 1, integers + 1000,
-                    np.zeros(6), np.zeros((6, 2), int)):
-        with pytest.raises(ValueError, match=r"it: actions must be \(N, a\) numbers in \[-1, 1\]"):
-            alone(actions, 1, (), "it")
     with pytest.raises(ValueError, match="it: --goal-indices 0,2 go beyond the 2 entries"):
         alone(integers, 1, (0, 2), "it")
-    obs[:, 1] = 7                                           # it never changes
-    assert alone(integers, 1).units["scale"][1] == 1
+    noise = 1e-9 * np.array([1, -1, 1, -1, 1, -1])
+    for entry, factor, still in (       # constant, noise, noise about 0, one value a trajectory
+            (7 + 0 * ends, 1, True), (7 + noise, 1, True), (noise, 1, True),
+            (0.3 * (np.arange(6) > 2), 20, False), (0.3 * (np.arange(6) > 2) + noise, 20, False)):
+        env = alone(integers, 1, obs=np.stack([obs[:, 0], entry], 1))
+        np.testing.assert_allclose(env.units["scale"][1], factor)
+        assert env.still == [1] * still
 
 
 def test_a_subgoal_can_be_a_part_of_the_state():
@@ -1504,7 +1597,7 @@ def test_training_on_data_alone(discrete, tmp_path, no_pictures):
 
     def evaluate(act):
         seen.append(act(s, g, 0))
-        return {"success": 0.25, "other": 1.0}
+        return {"success": np.float32(0.25), "other": np.True_}
 
     config = hiql.resolve({**ALONE, "goal_indices": (0, 1)})
     result = hiql.train(data, config, evaluate, run_to(tmp_path / "run", hiql.PROGRAM, config))
@@ -1512,6 +1605,8 @@ def test_training_on_data_alone(discrete, tmp_path, no_pictures):
     assert result.summary.items() >= {"success": 0.25, "other": 1.0, "flat_success": 0.25}.items()
     for act in (result.act, hiql.load(tmp_path / "run"), pickle.loads(pickle.dumps(result.act))):
         assert (act(s, g, 0) == seen[-2]).all()
+    with pytest.raises(ValueError, match="with an evaluate.act. from Python; it cannot go on"):
+        hiql.train(data, config, None, run_to(tmp_path / "run", hiql.PROGRAM, config))
     with pytest.raises(ValueError, match="data alone has no environment"):
         hiql.evaluate_saved(*hiql.restored(tmp_path / "run"))
     quiet = hiql.train(data, dataclasses.replace(config, train_flat=False)).summary
@@ -1881,6 +1976,7 @@ class Plane:
 
     action_size, goal_scale, eval_noise = 2, np.array([1.0, 0.5]), 0.25
     unwrapped = property(lambda self: self)
+    moves_goal_at = None                                    # the time at which the goal changes
 
     def observe(self):
         return {"observation": np.array([*self.s, self.time]), "achieved_goal": self.s.copy(),
@@ -1895,6 +1991,8 @@ class Plane:
         assert action.dtype == np.float32 and (np.abs(action) <= 1).all()
         self.s, self.time = self.s + action / 2, self.time + 1
         distance = np.linalg.norm(self.s - self.goal)
+        if self.time == self.moves_goal_at:
+            self.goal = -self.goal
         return (self.observe(), -distance, bool(np.abs(self.s).max() > 6), self.time >= 25,
                 {"success": distance < 0.5})
 
@@ -1927,9 +2025,10 @@ def test_a_window_by_hand():
         env.s, env.time = np.array([x, 0.0]), time
         s, desired = hiro.read(env.observe())
         assert s.dtype == desired.dtype == np.float32
-        made, over, terminated = hiro.explore_window(env, s, desired, goal, actor, warm,
-                                                     Draws([1, -2], [0.75, 0.5]), config)
+        made, after, over, terminated = hiro.explore_window(
+            env, s, desired, goal, actor, warm, Draws([1, -2], [0.75, 0.5]), config)
         assert made["goal"] is goal and made["desired_goal"] is desired and made["states"][0] is s
+        np.testing.assert_allclose(after, env.goal, rtol=1e-6)
         return made, over, terminated
 
     made, over, terminated = window(False)
@@ -1948,6 +2047,19 @@ def test_a_window_by_hand():
         made, *ended = window(False, x, time)
         assert len(made["actions"]) == len(made["rewards"]) == len(made["states"]) - 1 == n
         assert tuple(ended) == ends                         # beyond 6 and at the time limit
+    env.moves_goal_at = 2                                   # the task changes the episode's goal
+    made, over, terminated = window(False)
+    assert len(made["actions"]) == 2 and (over, terminated) == (False, False)
+
+
+def test_an_episode_asks_anew_every_c_steps_and_when_its_goal_changes():
+    asked, low = [], lambda s, g: np.zeros((1, 1))
+    actor = SimpleNamespace(c=3, noise=0, low=low, transition=hiro.goal_transition,
+                            high=lambda s, desired: asked.append(now) or np.ones((1, 1)))
+    episode = hiro.Episode(actor)
+    for now, desired in enumerate((5, 5, 5, 5, 5, 6, 6, 6, 6)):
+        episode.act(np.array([[now]]), np.array([[desired]]))
+    assert asked == [0, 3, 5, 8] and episode.g.tolist() == [[1]]
 
 
 def test_a_goal_of_exploration_by_hand():
@@ -2024,7 +2136,7 @@ def test_the_loop_hands_on_what_it_should(monkeypatch):
         while not over:
             goal, made = calls.take("explore_goal"), calls.take("explore_window")
             kept, acting = calls.take("replay_add"), goal.actor
-            window, over, terminated = made.result
+            window, _, over, terminated = made.result
             assert (goal.s == s).all() and (goal.desired == desired).all() and made.s is goal.s
             assert made.env is env and made.desired is goal.desired and made.g is goal.result
             assert made.warm == goal.warm == (step < 122) and made.rng is goal.rng is explore

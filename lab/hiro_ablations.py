@@ -204,13 +204,13 @@ def pretrain(env, config, run):
             if alone:
                 warm = step < config.warmup
                 g = np.clip(0.5 * half * explore.normal(size=len(half)), -half, half)
-                window, over, terminated = explore_window(env, s, desired, g.astype(np.float32),
-                                                          acting, warm, explore, config)
+                window, desired, over, terminated = explore_window(
+                    env, s, desired, g.astype(np.float32), acting, warm, explore, config)
             else:
                 warm = step < config.pretrain_steps + config.warmup
                 g = explore_goal(acting, s, desired, noise, warm, explore, config)
-                window, over, terminated = explore_window(env, s, desired, g, acting, False,
-                                                          explore, without_noise)
+                window, desired, over, terminated = explore_window(
+                    env, s, desired, g, acting, False, explore, without_noise)
             replay_add(replay, window, terminated)
             if alone and not warm:
                 for _ in window["actions"]:

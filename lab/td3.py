@@ -87,8 +87,8 @@ def train(env, config, run=None, *, evaluate=hiro.evaluate):
         over = False
         while not over:                                     # a window
             warm, row = step < config.warmup, {}
-            window, over, terminated = explore_window(env, s, desired, desired, acting, warm,
-                                                      explore, config)
+            window, desired, over, terminated = explore_window(env, s, desired, desired, acting,
+                                                               warm, explore, config)
             replay_add(replay, window, terminated)
             s = window["states"][-1]
             step += len(window["actions"])

@@ -3,12 +3,12 @@
 import sys
 
 
-def _excepthook(kind, error, trace):
-    """One line for Ctrl-C where no run is there to be saved, as while modules are imported."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
+def one_line_interrupts():
+    """For a program, before it imports what is slow: Ctrl-C that nothing catches is one line."""
+    def hook(kind, error, trace):
+        if issubclass(kind, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, trace)
 
-
-sys.excepthook = _excepthook
+    sys.excepthook = hook

@@ -1,55 +1,99 @@
 """Data sets: files in OGBench's layout, data of no environment, and a check against a maze.
 
 A file is an npz with observations (N, d), actions (N, A) or (N,) integers, and terminals (N,), 1 on
-the last row of each trajectory. OGBench's own files load unchanged.
+the last row of each trajectory. OGBench's own files load unchanged, and D4RL's, whose timeouts (or
+truncations) end trajectories too.
 """
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
-import os
-
 import numpy as np
 
 from envs import Dataset
-from support.runs import load_arrays
+from support.runs import load_arrays, write
 
-KINDS = {"observations": "fiu", "actions": "fiu", "terminals": "fiub"}      # numpy's letters
+NEEDED = "observations", "actions", "terminals"
+ENDS = "timeouts", "truncations"        # D4RL's and Gymnasium's name of ends that are no terminals
 
 
 def save_dataset(path, data, **entries):
-    """Write a Dataset in OGBench's npz layout, with further entries; under a temporary name first,
-    then renamed."""
-    with open(f"{path}.{os.getpid()}.tmp", "wb") as file:       # several processes may write it
-        try:
-            np.savez_compressed(file, observations=data.observations, actions=data.actions,
-                                terminals=data.terminals, **entries)
-        except BaseException:                                   # a full disk, Ctrl-C
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, path)
+    """Write a Dataset in OGBench's npz layout, with further entries."""
+    arrays = {name: getattr(data, name) for name in NEEDED}
+    write(path, lambda file: np.savez_compressed(file, **arrays, **entries))
 
 
 def load_dataset(path):
-    """Read a Dataset in OGBench's npz layout (other keys are ignored; nothing is unpickled).
+    """Read a Dataset in OGBench's npz layout; nothing is unpickled.
 
+    timeouts or truncations end trajectories as terminals do, and so does the last row of a file
+    that has them; see `_ends` for terminals that are flags of a task. next_observations must be the
+    rows that follow. Other keys, such as rewards, are of no use here.
     ValueError: the file is no such data set; OSError: it cannot be read.
     """
-    arrays = load_arrays(path, KINDS)
-    if missing := KINDS.keys() - arrays:
+    arrays = load_arrays(path, {*NEEDED, *ENDS, "next_observations"})
+    if missing := set(NEEDED) - arrays.keys():
         raise ValueError(f"{path} has no {', '.join(sorted(missing))}; a data set has "
                          "observations, actions, terminals")
     for name, x in arrays.items():
-        if x.dtype.kind not in KINDS[name] or not x.ndim:
-            raise ValueError(f"{path}: observations, actions and terminals must be arrays of "
-                             f"numbers; {name} is {x.dtype} of shape {x.shape}")
-    discrete = arrays["actions"].dtype.kind in "iu" and arrays["actions"].ndim == 1
-    with np.errstate(all="ignore"):                     # what overflows is infinite: refused below
-        arrays["actions"] = arrays["actions"].astype(np.int64 if discrete else np.float32)
-        arrays["observations"] = arrays["observations"].astype(np.float32)
+        if x.dtype.kind not in "fiub" or not x.ndim:
+            raise ValueError(f"{path}: {name} must be an array of numbers; here it is {x.dtype} of "
+                             f"shape {x.shape}")
     try:
-        return Dataset(**arrays)
+        for name in ENDS:
+            if name in arrays:
+                arrays["terminals"] = _ends(arrays["terminals"], arrays[name])
+                n = len(arrays["terminals"])            # without a last row that stands alone
+                arrays = {key: x[:n] for key, x in arrays.items()}
+        data = Dataset(*(arrays[name] for name in NEEDED))
+        if "next_observations" in arrays:
+            _check_next(data, arrays["next_observations"])
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
+    return data
+
+
+def _ends(terminals, timeouts):
+    """Whether a row ends its trajectory (N,): one of both flags is true, or it is the last row,
+    which is left out where it would be a trajectory of its own.
+
+    Where flags follow one another, terminals are flags of a task, as in D4RL's AntMaze, true for as
+    long as the agent is near the goal: then timeouts alone count."""
+    if terminals.size != timeouts.size or timeouts.size < 2:
+        raise ValueError(f"terminals {terminals.shape} and timeouts {timeouts.shape} do not fit "
+                         "together")
+    terminals, timeouts = terminals.ravel() > 0, timeouts.ravel() > 0
+    ends = terminals | timeouts
+    if (ends[1:] & ends[:-1]).any():
+        ends = timeouts
+    if not ends.any():
+        raise ValueError("neither terminals nor timeouts end a trajectory")
+    if ends[-2]:
+        return ends[:-1]
+    ends[-1] = True
+    return ends
+
+
+def _check_next(data, following):
+    """ValueError unless next_observations (N, d) are the rows that follow in a trajectory."""
+    i = data.valid
+    if following.shape != data.observations.shape:
+        raise ValueError(f"next_observations have the shape {following.shape} and not that of "
+                         f"observations, {data.observations.shape}")
+    other = ~np.isclose(following[i], data.observations[i + 1], rtol=1e-5, atol=1e-5).all(1)
+    if other.any():
+        raise ValueError(f"after {other.sum():,} rows, such as {i[other.argmax()]}, another row "
+                         "follows than next_observations say: rows must be in the order of time, "
+                         "and each trajectory's last one be marked")
+
+
+def jumps(data):
+    """How many transitions are far beyond the usual one: over ten times the 90 % quantile of their
+    lengths, in each entry's standard deviations. Unmarked ends of trajectories look like that."""
+    x = data.observations.astype(float)
+    change = (x[data.valid + 1] - x[data.valid]) / np.maximum(x.std(0), 1e-300)
+    length = np.sqrt((change ** 2).sum(1))
+    usual = np.quantile(length, 0.9)
+    return int((length > 10 * usual).sum()) if usual else 0
 
 
 class DataAlone:
@@ -57,10 +101,8 @@ class DataAlone:
 
     discrete: whether actions are integers; action_dim: their entries, or how many integers there
     are; centre, scale (d,): what `encode` subtracts from each entry of a state, its mean, and then
-    multiplies by, so that the root mean square of its change in k steps (fewer at a trajectory's
-    end) is 3; 1 for an entry that never changes. On the data of point-medium, whose cells have side
-    4, it is about 3: side is that of encoded states [D19]. goal_indices: the entries of a state
-    that make a goal; none: all. units: all of this as arrays, to be kept.
+    multiplies by (`scales`). goal_indices: the entries of a state that make a goal; none: all.
+    units: all of this as arrays, to be kept. still: the entries that hardly move.
     """
 
     name = "none"
@@ -69,23 +111,15 @@ class DataAlone:
     extra = 0                               # entries of `pair` beyond those of s and g
 
     def __init__(self, data, k, goal_indices=(), name="the data set"):
-        """ValueError, which begins with the name: actions that are neither in [-1, 1] nor integers
-        from 0; goal_indices beyond a state's entries."""
+        """ValueError, which begins with the name: goal_indices beyond a state's entries."""
         actions, states = data.actions, data.observations.astype(float)
-        discrete = actions.dtype.kind in "iu"
-        low, high = (0, 999) if discrete else (-1, 1)
-        if actions.ndim != 2 - discrete or actions.min() < low or actions.max() > high:
-            raise ValueError(f"{name}: actions must be (N, a) numbers in [-1, 1] or (N,) integers "
-                             f"from 0 to 999; here they are {actions.dtype} of shape "
-                             f"{actions.shape} from {actions.min()} to {actions.max()}")
+        discrete = actions.dtype.kind == "i"
         if max(goal_indices, default=0) >= states.shape[1]:
             raise ValueError(f"{name}: --goal-indices {','.join(map(str, goal_indices))} go beyond "
                              f"the {states.shape[1]} entries of an observation")
-        later = np.minimum(data.valid + k, data.last[data.valid])
-        change = np.sqrt(((states[later] - states[data.valid]) ** 2).mean(0))
         self.goal_indices = list(goal_indices)
-        self.units = {"centre": states.mean(0), "scale": 3 / np.where(change > 0, change, 3),
-                      "discrete": np.array(discrete),
+        scale, self.still = scales(data, k)
+        self.units = {"centre": states.mean(0), "scale": scale, "discrete": np.array(discrete),
                       "action_dim": np.array(actions.max() + 1 if discrete else actions.shape[1])}
 
     @classmethod
@@ -126,25 +160,40 @@ class DataAlone:
         return (x - centre) * scale
 
 
+def scales(data, k):
+    """Factors (d,) on the entries of states, and the numbers of those that hardly move.
+
+    An entry's change in k steps (fewer at a trajectory's end) gets the root mean square 3. On the
+    data of point-medium, whose cells have side 4, it is about that without a factor [D19]. Where it
+    is below a hundredth of the entry's spread (standard deviation), the spread is set to 3 instead.
+    An entry hardly moves if its spread is below what a float32 resolves of it, or below 1e-7 of the
+    largest spread: its factor is 1, so that noise stays as small as it is.
+    """
+    states = data.observations.astype(float)
+    later = np.minimum(data.valid + k, data.last[data.valid])
+    change = np.sqrt(((states[later] - states[data.valid]) ** 2).mean(0))
+    spread = states.std(0)
+    resolution = np.finfo(np.float32).eps * np.abs(states).max(0)
+    still = spread <= np.maximum(resolution, 1e-7 * spread.max())
+    unit = np.where(change > 0.01 * spread, change, spread)
+    return 3 / np.where(still, 3, unit), np.flatnonzero(still).tolist()
+
+
 def check_dataset(data, env, name="the data set"):
     """ValueError, which begins with the name, unless data can have come from env.
 
-    No row lies beyond the outer walls. Point mazes: actions lie in [-1, 1], at most 1 % of the
-    rows lie in walls, and at least 99 % of the transitions end where `env.move` does, up to 0.1
-    speed on each axis. Grids: no row lies in a wall, and every transition is the action's (with
-    slip, that of any action). Of long data sets about 100,000 transitions are checked, spread
-    evenly.
+    No row lies beyond the outer walls. Point mazes: at most 1 % of the rows lie in walls, and at
+    least 99 % of the transitions end where `env.move` does, up to 0.1 speed on each axis. Grids: no
+    row lies in a wall, and every transition is the action's (with slip, that of any action). Of
+    long data sets about 100,000 transitions are checked, spread evenly.
     """
     obs, actions, shape = data.observations, data.actions, (2,) if not env.discrete else ()
     if obs.shape[1:] != (2,) or actions.shape[1:] != shape:
         raise ValueError(f"{name}: {env.name} has observations (N, 2) and actions (N"
                          f"{', 2' * len(shape)}); here they are {obs.shape} and {actions.shape}")
-    low, high = (0, 4) if env.discrete else (-1, 1)
-    if (env.discrete and actions.dtype.kind not in "iu") or actions.min() < low or (
-            actions.max() > high):
-        raise ValueError(f"{name}: actions of {env.name} are "
-                         f"{'integers' if env.discrete else 'numbers'} from {low} to {high}; here "
-                         f"they are {actions.dtype} from {actions.min()} to {actions.max()}")
+    if env.discrete and actions.max() > 4:
+        raise ValueError(f"{name}: actions of {env.name} are integers from 0 to 4; here they reach "
+                         f"{actions.max()}")
     corners = env.place(np.array([(0, 0), np.array(env.walls.shape) - 1]))
     beyond = ((obs < corners.min(0)) | (obs > corners.max(0))).any(-1)
     if beyond.any():

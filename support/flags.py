@@ -42,12 +42,13 @@ def option(default, help, allowed=None):
 def parse(program, doc, words):
     """The flags in sys.argv -> given {field: value}, call (out, resume, eval, seeds, jobs).
 
-    program: a `support.runs.Program`; doc: the module's docstring; words: {name: help} of further
-    flags without a value, such as quick, which are in `given` if they were typed. A wrong flag or
-    value ends the program: one line on stderr, exit code 2.
+    program: a `support.runs.Program`; doc: the module's docstring, None by python -OO; words:
+    {name: help} of further flags without a value, such as quick, which are in `given` if they were
+    typed. A wrong flag or value ends the program: one line on stderr, exit code 2.
     """
     p = Parser(prog=program.name.removeprefix("-m "), usage="%(prog)s [flags]", allow_abbrev=False,
-               description=doc.split("\n\n")[0] + "\n\nTags such as [D1]: docs/deviations.md.",
+               description=(doc or "").split("\n\n")[0]
+               + "\n\nTags such as [D1]: docs/deviations.md.",
                argument_default=argparse.SUPPRESS,
                formatter_class=argparse.RawDescriptionHelpFormatter)
     group = p.add_argument_group("this run")

@@ -12,7 +12,8 @@ What an algorithm calls, in this order (nothing here calls back):
 checkpoint.npz holds `meta` (JSON: program, config, versions, logs, an own maze), acting/... (all
 that acting needs) and training/... (optimiser, replay, generators). A file without the last part is
 a trained agent to give away. Nothing is unpickled. config.json, train.csv and eval.csv are for
-people and never read back. Every file is written under a temporary name and then renamed.
+people and never read back. Every file is written under a temporary name and then renamed. A run
+holds a lock on its folder, which the system frees when the process ends.
 """
 
 from nets import flatten, unflatten     # first: nets sets one BLAS thread before numpy loads
@@ -21,6 +22,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import glob
 import io
 import itertools
 import json
@@ -37,7 +39,12 @@ import numpy as np
 import scipy
 
 import envs
-from support.flags import exit_with_error, make_config, seed_range, words_of
+from support.flags import exit_with_error, flag_of, make_config, seed_range, text_of, words_of
+
+try:
+    import fcntl
+except ImportError:                     # Windows has no such locks
+    fcntl = None
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))          # the top folder
 
@@ -86,11 +93,12 @@ def show(summary):
 @contextlib.contextmanager
 def one_line_errors():
     """What goes wrong ends the program with one line. Exit codes: 2 wrong input; 1 a number is not
-    finite or a file cannot be written; 130 after Ctrl-C, 143 after SIGTERM; 0 nothing was to do."""
+    finite or a file cannot be written; 128 + the number of a signal, such as 130 after Ctrl-C and
+    143 after SIGTERM; 0 nothing was to do."""
     try:
         yield
     except Stopped as e:
-        say(e) if e.code in (0, 130, 143) else print(e, file=sys.stderr)
+        say(e) if e.code == 0 or e.code > 128 else print(e, file=sys.stderr)
         sys.exit(e.code)
     except KeyboardInterrupt:
         say("interrupted")
@@ -125,19 +133,28 @@ def code_and_versions():
         "machine": platform.machine()}}
 
 
+def versions_of(part):
+    """"python 3.11.7 numpy 2.4.6 ...", of a `code_and_versions`."""
+    return " ".join(f"{name} {version}" for name, version in part["versions"].items())
+
+
 # --------------------------------------------------------------------------------------- files
 
 
 def write(path, content):
-    """Write text, or by content(file), under a temporary name, then rename: never a part of a
-    file. If it fails nothing temporary is left, and an OSError names the path."""
+    """Write text, or by content(file), under a new temporary name, then rename: never a part of a
+    file, and never through a link. If it fails nothing temporary is left, and an OSError names the
+    path."""
+    temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(f"{path}.tmp", "wb") as file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        with open(temporary, "xb") as file:
             file.write(content.encode()) if isinstance(content, str) else content(file)
-        os.replace(f"{path}.tmp", path)
+        os.replace(temporary, path)
     except BaseException as e:
         with contextlib.suppress(OSError):
-            os.unlink(f"{path}.tmp")
+            os.unlink(temporary)
         if isinstance(e, OSError):
             raise OSError(f"{path}: {e.strerror or e}") from None
         raise
@@ -257,15 +274,60 @@ def require_fit(saved, agent, states, rngs, folder):
 def open_run(program, call, config):
     """The `Run` that flags ask for: a new one, or one to go on with, by its own config.
 
-    call: of `support.flags.parse`. ValueError: the folder of a new run holds files. Stopped: the
-    run is finished already.
+    call: of `support.flags.parse`. The same command again, with the same --out, goes on with its
+    run. ValueError: the folder of a new run holds files, or is in use. Stopped: the run is finished
+    already.
     """
-    if not call.resume:
-        return Run(program, config, call.out or free_folder(program, config))
-    saved = read_run(program, call.resume)
-    if os.path.exists(os.path.join(call.resume, "summary.json")):
-        raise Stopped(f"{call.resume} is finished; its summary.json stays as it is", 0)
-    return Run(program, saved.config, call.resume, saved)
+    folder = call.resume or call.out or free_folder(program, config)
+    if not call.resume and not os.path.exists(os.path.join(folder, "checkpoint.npz")):
+        return Run(program, config, folder)
+    if os.path.isdir(folder):
+        lock_folder(folder)
+    try:
+        saved = read_run(program, folder) if call.resume else same_run(program, folder, config)
+        if os.path.exists(os.path.join(folder, "summary.json")):
+            raise Stopped(f"{folder} is finished; its summary.json stays as it is", 0)
+    except BaseException:
+        unlock_folder(folder)
+        raise
+    say(f"going on with {folder}")
+    return Run(program, saved.config, folder, saved)
+
+
+def same_run(program, folder, config):
+    """The `Saved` run in a folder. ValueError: it is another run than that of config."""
+    saved = read_run(program, folder)
+    for name, x in dataclasses.asdict(saved.config).items():
+        if getattr(config, name) != x:
+            raise ValueError(f"{folder} already holds a run, with {flag_of(name)} {text_of(x)}; "
+                             f"choose another --out, or --resume {folder}")
+    return saved
+
+
+LOCKED = {}                             # {folder: open file} of the locks that this process holds
+
+
+def lock_folder(folder):
+    """Lock a folder for this process. ValueError: another one has it."""
+    path = os.path.realpath(folder)
+    if fcntl is None or path in LOCKED:
+        return
+    file = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise ValueError(f"{folder} is in use by another process") from None
+    except OSError as e:
+        say(f"note: {folder} cannot be locked ({e.strerror}); let no other process use it")
+    LOCKED[path] = file
+
+
+def unlock_folder(folder):
+    """Free a folder, if this process has it."""
+    file = LOCKED.pop(os.path.realpath(folder), None)
+    if file is not None:
+        os.close(file)
 
 
 def free_folder(program, config, label=None):
@@ -278,15 +340,23 @@ def free_folder(program, config, label=None):
     return next(name for name in names if not os.path.exists(name))
 
 
-def require_free(folder):
-    """ValueError if the folder holds anything but temporary files."""
+def require_free(folder, known=()):
+    """ValueError if the folder holds anything but temporary files and those with a known name."""
     names = os.listdir(folder) if os.path.exists(folder) else []
-    held = [name for name in names if not name.endswith(".tmp")]
-    if "checkpoint.npz" in held:
-        raise ValueError(f"{folder} already holds a run; choose another --out, or --resume "
-                         f"{folder}")
+    held = [name for name in names if name not in known and not name.endswith(".tmp")]
     if held:
         raise ValueError(f"{folder} holds files, such as {min(held)}; choose another --out")
+
+
+def numbers_of(found):
+    """What an evaluate(act) has returned, {name: number}, as floats; ValueError: something else."""
+    if not isinstance(found, dict):
+        raise ValueError(f"evaluate(act) must return {{name: number}}, not {type(found).__name__}")
+    for name, x in found.items():
+        if not isinstance(name, str) or np.ndim(x) or np.asarray(x).dtype.kind not in "biuf":
+            raise ValueError(f"evaluate(act) must return {{name: number}}; its {name!r} is "
+                             f"{x!r:.60}")
+    return {name: float(x) for name, x in found.items()}
 
 
 # ----------------------------------------------------------------------------------- one run
@@ -311,7 +381,7 @@ class Run:
             self.history.append(code_and_versions())
         self.stopped, self.handlers, self.begun = 0, {}, False
         self.start = self.shown = time.perf_counter()
-        self.line_is_open, self.success = False, "-"
+        self.line_is_open, self.result = False, "success -"
 
     def path(self, name):
         """Path of a file in the run's folder."""
@@ -323,8 +393,11 @@ class Run:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self._stop)
-                             for number in (signal.SIGINT, signal.SIGTERM)}
+            for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
+                number = getattr(signal, name, None)    # Windows lacks two
+                ignored = name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
+                if number and not ignored:              # by nohup
+                    self.handlers[number] = signal.signal(number, self._stop)
         return self
 
     def _stop(self, number, _):
@@ -337,29 +410,43 @@ class Run:
             signal.signal(number, handler)
         if self.line_is_open:
             say("")
+        if self.folder:
+            unlock_folder(self.folder)
         go_on = ""
         if self.begun and self.folder:
             go_on = f"; go on with: python {self.program.name} --resume {shlex.quote(self.folder)}"
         if kind is KeyboardInterrupt:
             raise Stopped(f"interrupted{go_on}", 128 + (self.stopped or signal.SIGINT)) from None
-        if self.begun and isinstance(error, (FloatingPointError, OSError)):
+        if self.begun and kind is FloatingPointError:   # going on would end there again
+            raise Stopped(f"stopped: {error}", 1) from None
+        if self.begun and isinstance(error, OSError):
             raise Stopped(f"stopped: {error}{go_on}", 1) from None
 
-    def begin(self, agent, rngs, total, warmup=0):
+    def begin(self, agent, rngs, total, warmup=0, given=None):
         """Start: a new run saves its first checkpoint; one to go on with is restored, in place.
 
         agent: tree of arrays, agent[counter] counts updates or steps up to total; rngs {name:
-        generator}; warmup: the count from which the time that is left can be told. ValueError: the
-        checkpoint does not fit.
+        generator}; warmup: the count from which the time that is left can be told; given: what the
+        run has from Python and no flag can say, such as an environment, in words. ValueError: the
+        checkpoint does not fit, or the folder is in use.
         """
-        self.total, self.warmup = total, warmup
+        self.total, self.warmup, self.given = total, warmup, given
+        if self.folder:
+            os.makedirs(self.folder, exist_ok=True)
+            lock_folder(self.folder)
+            for path in glob.glob(os.path.join(glob.escape(self.folder), "*.*.[0-9]*.tmp")):
+                os.unlink(path)                         # of a process that was killed
         if self.saved:
+            if self.saved.meta.get("given") != given:
+                raise ValueError(f"{self.folder} is a run with "
+                                 f"{self.saved.meta.get('given') or 'nothing given from Python'}; "
+                                 f"it cannot go on with {given or 'what flags can say'}")
             require_fit(self.saved.agent, agent, self.saved.states, rngs, self.folder)
             agent.update(self.saved.agent)
             for name, rng in rngs.items():
                 rng.bit_generator.state = self.saved.states[name]
         elif self.folder:
-            os.makedirs(self.folder, exist_ok=True)
+            require_free(self.folder)                   # it was when this run was opened
             self.save(agent, rngs)
         if self.folder:
             write_json(self.path("config.json"), {
@@ -401,7 +488,7 @@ class Run:
         if done > self.first:
             seconds = int((self.total - done) * (now - self.since) / (done - self.first))
             left = f"{seconds // 60}:{seconds % 60:02d}"
-        line = f"{done}/{self.total}{losses}  success {self.success}  ETA {left}"[:79]
+        line = f"{done}/{self.total}{losses}  {self.result}  ETA {left}"[:79]
         self.line_is_open = terminal and done < self.total
         say(f"\r\033[K{line}" if terminal else line, end="" if self.line_is_open else "\n")
 
@@ -413,7 +500,9 @@ class Run:
         if summary:
             rows.append({self.program.counter: count, **summary, "seconds": self.seconds()})
         if "success" in summary:
-            self.success = f"{summary['success']:.2f}"
+            self.result = f"success {summary['success']:.2f}"
+        elif "return" in summary:
+            self.result = f"success -  return {summary['return']:.4g}"
 
     def save(self, agent, rngs):
         """Write checkpoint and logs. FloatingPointError: an array is not finite; KeyboardInterrupt:
@@ -426,7 +515,8 @@ class Run:
         if not self.folder:
             return
         meta = {"form": 1, "program": self.program.name, "config": dataclasses.asdict(self.config),
-                "maze": envs.saved_entry(self.config.env), "history": self.history,
+                "maze": envs.saved_entry(self.config.env), "given": self.given,
+                "history": self.history,
                 "logs": self.logs, "seconds": self.seconds()}
         states = {name: rng.bit_generator.state for name, rng in rngs.items()}
         arrays = {"meta": np.array(json.dumps(meta)), "training/rng": np.array(json.dumps(states))}
@@ -444,6 +534,7 @@ class Run:
         show(summary)
         if self.folder:
             write_json(self.path("summary.json"), summary)
+            unlock_folder(self.folder)
             say(f"files in {self.folder}: {' '.join(sorted(os.listdir(self.folder)))}")
 
 
@@ -453,26 +544,32 @@ class Run:
 def run_seeds(program, call, given, config):
     """One process for each seed of call.seeds, call.jobs at once; seeds.csv beside their folders.
 
-    given, call: of `support.flags.parse`; config: what `given` makes. Stopped: at the end too.
+    The same command again, with the same --out, goes on. given, call: of `support.flags.parse`;
+    config: what `given` makes. ValueError: the folder holds something else. Stopped: also at the
+    end.
     """
     seeds = seed_range(call.seeds)
     folder = call.out or free_folder(program, config, f"seeds{seeds[0]}-{seeds[-1]}")
-    require_free(folder)
+    runs = {f"seed{s}": (program.name, [*words_of(given), f"--seed={s}"],
+                         os.path.join(folder, f"seed{s}")) for s in seeds}
+    require_free(folder, ("seeds.csv", *runs, *(f"{name}.log" for name in runs)))
+    for s, (_, _, path) in zip(seeds, runs.values()):
+        if os.path.exists(os.path.join(path, "checkpoint.npz")):
+            same_run(program, path, dataclasses.replace(config, seed=s))
     os.makedirs(folder, exist_ok=True)
-    runs, rows = {}, []
-    for s in seeds:
-        words = [*words_of(given), f"--seed={s}"]
-        runs[str(s)] = program.name, words, os.path.join(folder, f"seed{s}")
+    lock_folder(folder)
+    rows = []
     try:
         for name, summary in run_processes(runs, call.jobs or 1):
             rows.append(summary)
             write_rows(os.path.join(folder, "seeds.csv"), sorted(rows, key=lambda x: x["seed"]))
-            say(f"seed {name}: success {summary['success']:.3f}" if "success" in summary else
-                f"seed {name}: done")
+            say(f"{name}: success {summary['success']:.3f}" if "success" in summary else
+                f"{name}: done")
     except KeyboardInterrupt as e:
-        raise Stopped(f"interrupted; go on with each seed N: python {program.name} --resume "
-                      f"{shlex.quote(os.path.join(folder, 'seedN'))}",
-                      128 + int(str(e) or signal.SIGINT)) from None
+        raise Stopped("interrupted; go on by the same command with --out "
+                      f"{shlex.quote(folder)}", 128 + int(str(e) or signal.SIGINT)) from None
+    finally:
+        unlock_folder(folder)
     if rows and "success" in rows[0]:
         scores = [row["success"] for row in rows]
         say(f"mean success {np.mean(scores):.3f}, worst {min(scores):.3f} of {len(rows)} seeds; "
@@ -488,7 +585,7 @@ def run_processes(runs, jobs):
     program: what follows `python`, "hiql.py" or "-m lab.td3"; words: its flags, but for --out. A
     run with a checkpoint is resumed; one with a summary is not run again. Output goes to
     <folder>.log. However this ends, the processes save, stop, and are waited for. ValueError: a
-    process refuses its input. KeyboardInterrupt: Ctrl-C, or SIGTERM, whose number it then names.
+    process refuses its input. KeyboardInterrupt: Ctrl-C, or another signal, whose number it names.
     """
     def interrupt(number, _):
         raise KeyboardInterrupt(str(int(number)))
@@ -496,7 +593,8 @@ def run_processes(runs, jobs):
     waiting, active = list(runs), {}
     paths = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": paths}           # for python -m
-    before = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [getattr(signal, x) for x in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, x)]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         while waiting or active:
             while waiting and len(active) < jobs:
@@ -521,7 +619,8 @@ def run_processes(runs, jobs):
             process.terminate()                         # a second Ctrl-C would not let them save
         for process in active.values():
             process.wait()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _start(program, words, folder, environment):
@@ -532,7 +631,9 @@ def _start(program, words, folder, environment):
         words = ["--resume", folder]
     else:
         words = [*words, "--out", folder]
-    with open(f"{folder}.log", "w") as log:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{folder}.log")
+    with open(f"{folder}.log", "x") as log:             # never through a link
         return subprocess.Popen([sys.executable, *path, *words], stdout=log,
                                 stderr=subprocess.STDOUT, env=environment)
 

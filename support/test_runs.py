@@ -359,9 +359,10 @@ def test_signals_save_and_say_how_to_go_on(numbers, code, step, here, capsys):
 def test_signals_before_there_is_a_run_and_runs_in_another_thread(here, capsys):
     assert main(Walk(signals(0, signal.SIGINT)), "--out", "r") == 130
     assert capsys.readouterr().out == "interrupted\n" and not os.listdir(".")
-    done = subprocess.run([sys.executable, "-c", "import support; raise KeyboardInterrupt"],
-                          cwd=HERE, capture_output=True, text=True)
+    words = "import support; support.one_line_interrupts(); raise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", words], cwd=HERE, capture_output=True, text=True)
     assert done.stderr == "interrupted\n" and done.returncode in (-signal.SIGINT, 130)
+    assert sys.excepthook is sys.__excepthook__ or "support" not in sys.excepthook.__module__
 
     def train():
         with Run(PROGRAM, Config(), "r") as run:
@@ -373,17 +374,99 @@ def test_signals_before_there_is_a_run_and_runs_in_another_thread(here, capsys):
     assert os.path.exists("r/summary.json")
 
 
+def test_the_same_command_goes_on(here, capsys):
+    """As a job does that is queued again; one with other flags is refused; two processes never
+    share a folder."""
+    assert main(Walk(), "--out", "whole") == 0
+    assert main(Walk(signals(7, signal.SIGUSR1)), "--out", "r") == 128 + signal.SIGUSR1
+    before = content(here)
+    assert main(Walk(), "--out", "r", "--steps", 9) == 2 and content(here) == before
+    assert "r already holds a run, with --steps 23" in capsys.readouterr().err
+    held = subprocess.Popen([sys.executable, "-c", "import fcntl, os, sys, time\n"
+                             "fcntl.flock(os.open('r', os.O_RDONLY), fcntl.LOCK_EX)\n"
+                             "print('locked', flush=True); time.sleep(60)"],
+                            stdout=subprocess.PIPE, text=True)
+    assert held.stdout.readline() == "locked\n"
+    for words in (("--out", "r"), ("--resume", "r")):
+        assert main(Walk(), *words) == 2 and content(here) == before
+        assert "r is in use by another process" in capsys.readouterr().err
+    held.kill()                                             # the system frees the lock
+    held.wait()
+    assert main(Walk(), "--out", "r") == 0 and "going on with r" in capsys.readouterr().out
+    for name in ("checkpoint.npz", "train.csv", "eval.csv", "summary.json"):
+        assert (here / "r" / name).read_bytes() == (here / "whole" / name).read_bytes()
+    before = content(here)
+    assert main(Walk(), "--out", "r") == 0 and "r is finished" in capsys.readouterr().out
+    assert content(here) == before and not runs.LOCKED
+
+
+def test_two_processes_that_begin_in_one_folder(here, monkeypatch):
+    """The folder is free when both look, and one of them gets it."""
+    def hook(step, run, agent):
+        if step == 0:
+            (here / "r").mkdir()
+            (here / "r" / "checkpoint.npz").write_text("of the other")
+
+    assert main(Walk(hook), "--out", "r") == 2
+    assert (here / "r" / "checkpoint.npz").read_text() == "of the other"
+
+
+def test_no_link_is_followed_and_nothing_temporary_stays(here):
+    """What a killed process left is removed."""
+    (here / "mine").write_text("mine")
+    (here / "r").mkdir()
+    for name in ("config.json", "checkpoint.npz", "summary.json"):
+        for number in (os.getpid(), 12345):
+            (here / "r" / f"{name}.{number}.tmp").symlink_to(here / "mine")
+    assert main(Walk(), "--out", "r") == 0
+    assert (here / "mine").read_text() == "mine" and not list((here / "r").glob("*.tmp"))
+
+
+def test_handlers_are_given_back_and_what_is_ignored_stays_so(here):
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
+    before = [signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else
+                            signal.default_int_handler) for number in numbers]
+    seen = []
+    try:
+        assert main(Walk(lambda *_: seen.append(list(map(signal.getsignal, numbers)))), "--out",
+                    "r") == 0
+        assert seen[0][3] == signal.SIG_IGN                 # nohup
+        assert signal.default_int_handler not in seen[0]
+        assert list(map(signal.getsignal, numbers)) == [signal.default_int_handler] * 3 + [
+            signal.SIG_IGN]
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
+
+
+def test_what_flags_cannot_say_is_not_gone_on_without(here, capsys):
+    """A run in an environment from Python neither is evaluated nor goes on in its config's."""
+    class Own(envs.UMazeTask):
+        """Another task than the U-maze, with the same sizes."""
+
+    config = hiro.resolve({"steps": 90, "warmup": 20, "eval_interval": 50, "eval_episodes": 1,
+                           "batch_size": 8, "high_updates": 1, "hidden_dims": (8,)})
+    hiro.train(Own(), config, Run(hiro.PROGRAM, config, "r"))
+    os.unlink("r/summary.json")
+    before = content(here)
+    for flag in ("--eval", "--resume"):
+        assert main(hiro, flag, "r") == 2 and content(here) == before
+        assert "the environment point-umaze from Python" in capsys.readouterr().err
+    hiro.train(Own(), config, Run(hiro.PROGRAM, config, "r", read_run(hiro.PROGRAM, "r")))
+
+
 @pytest.mark.parametrize("first, name, culprit, kept", [
     (1, "x", "x loss .* nan at step 1", 0), (8, "seen", "seen .* at step 10", 5)])
 def test_what_is_not_finite_stops_the_run_and_is_named(first, name, culprit, kept, capsys):
-    """A loss at its step, an array when it is to be saved; the last checkpoint stays."""
+    """A loss at its step, an array when it is to be saved; the last checkpoint stays, and nobody
+    is told to go on from it."""
     def hook(step, run, agent):
         if step >= first:
             agent[name][:] = np.nan
 
     assert main(Walk(hook), "--out", "r") == 1
     said = capsys.readouterr().err
-    assert re.search(culprit, said) and "--resume r" in said and said.count("\n") == 1
+    assert re.search(culprit, said) and "--resume" not in said and said.count("\n") == 1
     assert read_run(PROGRAM, "r").agent["step"] == kept
 
 
@@ -407,7 +490,9 @@ def test_progress_leaves_the_warm_up_out_and_fits_a_terminal(terminal, shown, mo
     monkeypatch.setattr(runs.time, "perf_counter", lambda: now[0])
     run, row = Run(PROGRAM, Config()), {"low_loss": -1.2345e-5, "gain": 1.0}
     run.begin({"step": np.array(0)}, {}, 100, warmup=20)
-    run.success = "0.25"
+    run.evaluated(10, {"return": -2.5})
+    assert run.result == "success -  return -2.5"
+    run.evaluated(10, {"success": 0.25})
     for now[0], step in ((9.0, 20), (29.0, 30), (29.1, 31), (29.6, 40), (35, 104)):
         run.step(step, row)
     said = re.findall(r"[^\r\n]+", out.getvalue().replace("\033[K", ""))
@@ -460,10 +545,25 @@ def test_several_seeds_are_processes_of_their_own(here, monkeypatch, capsys):
         assert sorted(said[1:-2]) == ["--file=-z", "--hidden-dims=4,5", "--no-fast", "--quick",
                                       "--seed=5"]
     assert main(Walk(), "--seeds", "6-7", "--out", "some") == 1
-    assert capsys.readouterr().err.startswith("7 failed; see some/seed7.log\n")
+    assert capsys.readouterr().err.startswith("seed7 failed; see some/seed7.log\n")
     assert main(Walk(), "--seeds", "8", "--out", "none") == 2
     assert capsys.readouterr().err == "walk.py: error: it does not fit\n"
     assert not os.path.exists("none")
+
+
+def test_the_same_seeds_go_on(here, capsys, monkeypatch):
+    """Those that are stopped or missing; other flags, other seeds and foreign files are refused."""
+    seed_program(here, monkeypatch)
+    assert main(Walk(signals(7, signal.SIGTERM)), "--seed", 4, "--out", "s/seed4") == 143
+    before = content(here)
+    for words, culprit in (("--seeds 4-5 --steps 9", "with --steps 23"), ("--seeds 5-6", "seed4")):
+        assert main(Walk(), *words.split(), "--out", "s") == 2 and content(here) == before
+        assert culprit in capsys.readouterr().err
+    for order in ("seed4 end seed5 end ", ""):
+        assert main(Walk(), "--seeds", "4-5", "--out", "s") == 0
+        assert (here / "s" / "seeds.csv").read_text() == "seed,success\n4,0.25\n5,0.2\n"
+        assert (here / "order").read_text() == order or not order
+    assert (here / "s" / "seed4.log").read_text() == "said --resume s/seed4\n"
 
 
 def test_processes_are_begun_resumed_or_left(here, monkeypatch):
@@ -490,4 +590,4 @@ def test_interrupted_seeds_say_how_to_go_on(number, here, monkeypatch, capsys):
     monkeypatch.setattr(runs, "HERE", str(here))
     assert main(Walk(), "--seeds", "0-1", "--out", "my seeds") == 128 + number
     assert os.path.exists("saved") and os.listdir("my seeds") == ["seed0.log"]
-    assert "python walk.py --resume 'my seeds/seedN'" in capsys.readouterr().out
+    assert "the same command with --out 'my seeds'" in capsys.readouterr().out
