@@ -789,6 +789,8 @@ def test_states_keep_the_digits_that_they_have():
     (dict(terminals=[0, 1, 0, 0, 0, 0], truncations=[0, 0, 0, 1, 0, 0]), [1, 1, 3, 3, 5, 5]),
     (dict(terminals=[1, 1, 0, 0, 0, 1], timeouts=FLAGS), [2, 2, 2, 5, 5, 5]),    # flags of a task
     (dict(terminals=[0] * 6, timeouts=[0, 0, 0, 0, 1, 0]), [4] * 5),            # a row alone
+    (dict(terminals=[0] * 6, timeouts=[1, 0, 1, 1, 0, 0]), [1, 1, 3, 3]),
+    (dict(terminals=[0, 1, 0, 1, 1, 0], timeouts=[0, 0, 1, 0, 0, 0]), [2, 2, 2, 5, 5, 5]),
     (dict(terminals=[0] * 6, timeouts=[0] * 6), "neither terminals nor timeouts"),
     (dict(terminals=FLAGS, timeouts=FLAGS[:5]), "do not fit together"),
     (dict(terminals=FLAGS, next_observations=np.roll(ROWS, -1, 0)), [2, 2, 2, 5, 5, 5]),

@@ -26,8 +26,9 @@ def load_dataset(path):
     """Read a Dataset in OGBench's npz layout; nothing is unpickled.
 
     timeouts or truncations end trajectories as terminals do, and so does the last row of a file
-    that has them; see `_ends` for terminals that are flags of a task. next_observations must be the
-    rows that follow. Other keys, such as rewards, are of no use here.
+    that has them; see `_ends` for terminals that are flags of a task. Trajectories of one row are
+    left out then: D4RL's maze2d has some. next_observations must be the rows that follow. Other
+    keys, such as rewards, are of no use here.
     ValueError: the file is no such data set; OSError: it cannot be read.
     """
     arrays = load_arrays(path, {*NEEDED, *ENDS, "next_observations"})
@@ -41,9 +42,9 @@ def load_dataset(path):
     try:
         for name in ENDS:
             if name in arrays:
-                arrays["terminals"] = _ends(arrays["terminals"], arrays[name])
-                n = len(arrays["terminals"])            # without a last row that stands alone
-                arrays = {key: x[:n] for key, x in arrays.items()}
+                ends = arrays["terminals"] = _ends(arrays["terminals"], arrays[name])
+                alone = ends & np.append(True, ends[:-1])       # of one row: it has no transition
+                arrays = {key: x[~alone] for key, x in arrays.items()}
         data = Dataset(*(arrays[name] for name in NEEDED))
         if "next_observations" in arrays:
             _check_next(data, arrays["next_observations"])
@@ -53,22 +54,19 @@ def load_dataset(path):
 
 
 def _ends(terminals, timeouts):
-    """Whether a row ends its trajectory (N,): one of both flags is true, or it is the last row,
-    which is left out where it would be a trajectory of its own.
+    """Whether a row ends its trajectory (N,): one of both flags is true, or it is the last row.
 
-    Where flags follow one another, terminals are flags of a task, as in D4RL's AntMaze, true for as
+    Where terminals follow one another they are flags of a task, as in D4RL's AntMaze, true for as
     long as the agent is near the goal: then timeouts alone count."""
     if terminals.size != timeouts.size or timeouts.size < 2:
         raise ValueError(f"terminals {terminals.shape} and timeouts {timeouts.shape} do not fit "
                          "together")
     terminals, timeouts = terminals.ravel() > 0, timeouts.ravel() > 0
+    if (terminals[1:] & terminals[:-1]).any():
+        terminals = np.zeros_like(terminals)
     ends = terminals | timeouts
-    if (ends[1:] & ends[:-1]).any():
-        ends = timeouts
     if not ends.any():
         raise ValueError("neither terminals nor timeouts end a trajectory")
-    if ends[-2]:
-        return ends[:-1]
     ends[-1] = True
     return ends
 
