@@ -294,14 +294,20 @@ def test_initialisation():
 
 
 def test_sizes_of_the_mazes_and_lengths_of_their_tasks():
-    """Free cells, and the shortest path of each task; lab/test_ogbench.py has OGBench's maps."""
-    for name, size, lengths in (
-            ("grid-fourrooms", 104, [20, 20, 12, 14, 9]), ("grid-maze", 104, [22, 20, 10, 18, 14]),
-            ("point-umaze", 7, [6, 2, 4, 6, 4]), ("point-medium", 26, [10, 10, 6, 10, 8]),
-            ("point-large", 46, [15, 19, 12, 14, 15]), ("point-giant", 86, [30, 26, 30, 26, 17])):
+    """Free cells, and the shortest path and the goal's cell of each task; the time in which a task
+    is solved (grids: it depends on the task). lab/test_ogbench.py has OGBench's maps."""
+    for name, size, lengths, goals, limit in (
+            ("grid-fourrooms", 104, [20, 20, 12, 14, 9], [103, 9, 69, 103, 11], None),
+            ("grid-maze", 104, [22, 20, 10, 18, 14], [103, 15, 61, 95, 9], None),
+            ("point-umaze", 7, [6, 2, 4, 6, 4], [4, 2, 6, 0, 1], 500),
+            ("point-medium", 26, [10, 10, 6, 10, 8], [25, 3, 13, 21, 0], 250),
+            ("point-large", 46, [15, 19, 12, 14, 15], [45, 38, 8, 28, 28], 250),
+            ("point-giant", 86, [30, 26, 30, 26, 17], [85, 74, 0, 42, 23], 250)):
         env = envs.make(name)
-        assert env.name == name and len(env.cells) == size
+        assert env.name == name and len(env.cells) == size and env.time_limit == limit
         assert [env.distance[env.index[a], env.index[b]] for a, b in env.tasks] == lengths
+        assert [env.index[goal] for _, goal in env.tasks] == goals
+    assert envs.make("point-umaze", speed=3.0).speed == 3
 
 
 def test_what_counts_as_reached():
@@ -327,6 +333,8 @@ def test_shortest_paths_by_hand():
     s, g = np.array([[1.0, 0.0]]), np.array([[0.0, 7.0]])
     assert env.path_length(s, g)[0] == pytest.approx(3 + 5 * 4)
     assert env.path_length(s, np.array([[4.5, 0.0]]))[0] == pytest.approx(3.5)
+    apart = type("Apart", (envs.PointMaze,), {"connected": False})("apart", "##### #.#.# #####")
+    assert apart.path_length(s, np.array([[8.0, 0.0]])) == np.inf
     everywhere = np.argwhere(np.ones((5, 5), bool))         # the outer walls too
     assert (env.is_free(env.centre(everywhere)) == (env.index.ravel() >= 0)).all()
     assert not env.is_free(np.array([[-99.0, 0], [0, 99.0]])).any()         # far outside
@@ -375,7 +383,7 @@ def test_of_several_shortest_paths_the_next_cell_has_the_largest_number():
 
 @pytest.mark.parametrize("name, states, actions", [
     ("point-medium", 0xae7fed65, 0xd2d63669), ("grid-fourrooms", 0x79f0e696, 0xa9f5e800),
-    ("grid-maze", 0x99ea8918, 0x35b04291)])
+    ("grid-maze", 0x99ea8918, 0x35b04291), ("point-umaze", 0x4fc1ef59, 0x29301e7c)])
 def test_data_are_the_same_on_every_machine(name, states, actions):
     data = envs.make(name).dataset(np.random.default_rng(0))
     assert zlib.crc32(data.observations.tobytes()) == states
