@@ -434,7 +434,7 @@ def explore_window(env, s, desired, g, actor, warm, rng, config):
     it, end of the episode, terminated.
 
     warm: in place of the policy's actions hold one random one [E26]. Where the task changes the
-    episode's goal, the window ends.
+    episode's goal, the window ends [E30].
     """
     window = {"states": [s], "actions": [], "rewards": [], "goal": g, "desired_goal": desired}
     held = rng.uniform(-1, 1, env.action_size)
