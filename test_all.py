@@ -307,6 +307,7 @@ def test_sizes_of_the_mazes_and_lengths_of_their_tasks():
         assert env.name == name and len(env.cells) == size and env.time_limit == limit
         assert [env.distance[env.index[a], env.index[b]] for a, b in env.tasks] == lengths
         assert [env.index[goal] for _, goal in env.tasks] == goals
+        assert env.pair_distance == (8 if env.discrete else 6)
     assert envs.make("point-umaze", speed=3.0).speed == 3
 
 

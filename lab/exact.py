@@ -129,14 +129,15 @@ def behaviour_counts(go_on):
 
 
 def values_under_chance(env, discount, expectile):
-    """Three exact values (n, n) on a slippery grid: why an action-free expectile is optimistic.
+    """Four exact values (n, n) on a slippery grid: from Q-learning's to HIQL's.
 
     The data are of uniform actions; goals absorb. Q(s,a,g) = E[-1 + discount V(s',g)] over slips.
     -> a dict
-       optimal          V = max_a Q
+       optimal          V = max_a Q (Q-learning): it asks for actions that the data may not show
+       one expectile    Q = the expectile of -1 + discount Q(s',a',g) over slips and the data's next
+                        action a', V = that of Q over a: a lucky slip counts like a good action
        over actions     V = the expectile of Q over a (IQL): chance is averaged out first
-       action-free      V = the expectile of -1 + discount V(s',g) over s' (HIQL): a lucky slip
-                        counts like a good action
+       action-free      V = the expectile of -1 + discount V(s',g) over s' (HIQL): luck counts again
     """
     def solve(backup):
         v, goal = np.zeros((len(env.cells),) * 2), np.eye(len(env.cells), dtype=bool)
@@ -150,7 +151,20 @@ def values_under_chance(env, discount, expectile):
     def q(y):
         return (1 - env.slip) * y + env.slip * y.mean(1, keepdims=True)
 
-    return {"optimal": solve(lambda y, v: q(y).max(1)),
+    def one_expectile():
+        n, goal = len(env.cells), np.eye(len(env.cells), dtype=bool)[:, None]
+        chance = (1 - env.slip) * np.eye(5) + env.slip / 5      # of move b, given action a
+        q = np.zeros((n, 5, n))
+        while True:
+            y = -1 + discount * q[env.neighbours].reshape(n, 25, n)     # move b, then action a'
+            new = np.stack([_expectile(y, q[:, a], chance[a].repeat(5)[:, None], expectile)
+                            for a in range(5)], 1)
+            new = np.where(goal, 0, new)
+            change, q = np.abs(new - q).max(), new
+            if change < 1e-9:
+                return np.where(goal[:, 0], 0, _expectile(q, q.mean(1), 1, expectile))
+
+    return {"optimal": solve(lambda y, v: q(y).max(1)), "one expectile": one_expectile(),
             "over actions": solve(lambda y, v: _expectile(q(y), v, 1, expectile)),
             "action-free": solve(lambda y, v: _expectile(y, v, 1, expectile))}
 
@@ -181,6 +195,10 @@ def draw_exact_values(path, env, data, discount=0.95, expectile=0.7):
     return hiql_values, behaviour
 
 
+LADDER = {"max over actions: optimal": "k-", "one expectile of Q(s', a')": "C3-.",
+          "IQL: expectile over actions": "C0--", "HIQL: action-free expectile": "C1:"}
+
+
 def draw_chance(path, discount=0.95, expectile=0.9):
     """Draw the mean of each of `values_under_chance` at each distance, without and with slips."""
     figure, axes = plots.panels(1, 2, (9, 3.2), sharey=True)
@@ -188,11 +206,13 @@ def draw_chance(path, discount=0.95, expectile=0.9):
         env = envs.make("grid-fourrooms", slip=slip)
         distances = np.arange(1, env.distance.max() + 1)
         values = values_under_chance(env, discount, expectile)
-        for (name, v), line in zip(values.items(), ("k-", "C0--", "C1:")):
+        for (name, line), v in zip(LADDER.items(), values.values()):
             ax.plot(distances, [v[env.distance == d].mean() for d in distances], line, lw=2,
                     label=name)
-        ax.set(title=f"slip {slip:g}, expectile {expectile:g}", xlabel="distance to the goal")
-    axes[0, 0].set_ylabel("exact value, mean")
+        moves = "every action does what it says" if not slip else f"{slip:.0%} of actions slip"
+        ax.set(title=moves, xlabel="steps to the goal",
+               xticks=range(0, 21, 5))
+    axes[0, 0].set_ylabel("exact value (mean of all pairs)")
     axes[0, 0].legend(fontsize=8)
     plots.save_figure(figure, path)
 

@@ -57,9 +57,14 @@ def test_luck_makes_the_action_free_expectile_optimistic():
     np.testing.assert_allclose(sure["optimal"], exact.optimal_value(FOURROOMS.distance, 0.95),
                                atol=1e-6)
     np.testing.assert_allclose(sure["over actions"], sure["action-free"], atol=1e-6)
+    np.testing.assert_allclose(sure["over actions"], sure["one expectile"], atol=1e-6)
     far = env.distance >= 5
     assert (slippery["over actions"] < slippery["optimal"])[far].all()  # no policy does better
     assert (slippery["action-free"] > slippery["optimal"])[far].all()   # but it says so
+    assert (slippery["one expectile"] > slippery["over actions"])[far].all()    # luck counts
+    nearly = exact.values_under_chance(envs.GridWorld("tiny", "umaze"), 0.95, 1 - 1e-6)
+    for v in nearly.values():                               # without chance all go to the optimum
+        np.testing.assert_allclose(v, nearly["optimal"], atol=1e-3)
     # by hand: the goal below the corner (1, 1), where two of the five moves go into walls
     s, g = env.index[1, 1], env.index[2, 1]
     v = slippery["over actions"][:, g]
