@@ -78,6 +78,9 @@ def registry(monkeypatch):
     monkeypatch.setattr(envs, "ENVIRONMENTS", dict(envs.ENVIRONMENTS))
 
 
+DRAW = hiql.draw
+
+
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Runs draw nothing."""
@@ -1348,6 +1351,29 @@ def test_the_summary_is_of_the_final_policies(tmp_path, row, monkeypatch):
     assert hiql.load(tmp_path / "run")(s, s, 0) == result.act(s, s, 0) == LEFT
     again = hiql.evaluate_saved(*hiql.restored(tmp_path / "run"))
     assert again.items() <= result.summary.items() and len(again) == 9
+
+
+def test_pictures_show_the_first_agents_first_episode_of_each_task(tmp_path, row, monkeypatch):
+    """Its path, the goal, and the subgoals asked for every k steps."""
+    config, env = row(subgoal_steps=2), envs.make("row")
+    params = new_agent(hiql.init_params(config, env, env.dataset(np.random.default_rng(0)),
+                                        generators(0, "init", "flat")))["params"]
+    seen, paths = {}, np.array(env.cells, float)[np.array([[0, 1, 2, 2, 2], [2, 1, 0, 0, 0]])]
+    for name in ("draw_curve", "draw_trajectories", "draw_value"):
+        monkeypatch.setattr(hiql.plots, name, lambda path, *arrays, name=name: seen.update(
+            {name: arrays}))
+    tasks = len(env.tasks)
+    mine, other = (p[:, None, None].repeat(tasks, 1).repeat(3, 2) for p in paths)
+    goals, success = np.ones((tasks, 3, 2)), np.ones((tasks, 3), bool)
+    DRAW(Run(hiql.PROGRAM, config, str(tmp_path)), params, config, env,
+         {"hiql": (mine, goals, success), "flat": (other, goals, success)})
+    _, maps = seen["draw_value"]
+    assert len(maps) == tasks and set(seen["draw_trajectories"][1]) == {"hiql", "flat"}
+    for one in maps:
+        np.testing.assert_array_equal(one["path"], paths[0])
+        np.testing.assert_array_equal(one["starts"], paths[0, [0, 2, 4]])
+        assert one["goal"].tolist() == [1, 1] and one["subgoals"].shape == (3, 2)
+        assert one["values"].shape == (len(env.cells),)
 
 
 def test_a_run_stopped_and_resumed_is_as_if_never_stopped(tmp_path, row):
