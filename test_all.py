@@ -1341,6 +1341,7 @@ def test_the_summary_is_of_the_final_policies(tmp_path, row, monkeypatch):
     summary = dict(result.summary)
     random, flat_random = summary.pop("success_random"), summary.pop("flat_success_random")
     assert random + flat_random == 1 and 0.3 < random < 0.7     # left and right, 2 apart
+    assert 200 * random == pytest.approx(round(200 * random), abs=1e-9)     # of 200 pairs alone
     assert 0 <= summary.pop("train_seconds") < 60
     assert summary == dict(
         env="row", agent="hiql", seed=8, updates=7, success=0.2, success_per_task=[0, 0, 1, 0, 0],
