@@ -693,6 +693,8 @@ def test_data_sets_are_saved_and_loaded(tmp_path, monkeypatch):
     data = chain((1, 2), (4, 5, 6))                         # two rows are a trajectory
     assert data.lengths.tolist() == [2, 3] and data.last.tolist() == [1, 1, 4, 4, 4]
     assert data.valid.tolist() == data.labelled.tolist() == [0, 2, 3]
+    whole = envs.Dataset(data.observations, data.actions, [0, 0, 0, 0, 1])
+    assert hiql.checksum(whole) != hiql.checksum(data)
     for (env, arrays), kind in ((points(), np.float32), (cells(), np.int64)):
         save_dataset(tmp_path / "d.npz", SimpleNamespace(**arrays), more=np.array("text"))
         data = load_dataset(tmp_path / "d.npz")
