@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from types import SimpleNamespace
 
@@ -1455,6 +1456,15 @@ def test_wrong_data_are_refused(tmp_path, row):
     save_dataset(file, data)
     with pytest.raises(ValueError, match="the data are not those of the run.* numpy .* scipy"):
         hiql.train(None, config, run=run_to(tmp_path / "run", hiql.PROGRAM, config))
+
+
+def test_what_overflows_stops_a_run_without_a_word_of_numpy(row):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(FloatingPointError, match="loss became .* at update"):
+            hiql.train(None, row(lr=1e30, steps=9))
+        with pytest.raises(FloatingPointError, match="became .* at step"):
+            hiro.train(Plane(), plane_config(critic_lr=1e30, steps=300, warmup=20))
 
 
 def test_without_phi_networks_see_positions_alone(monkeypatch):

@@ -289,9 +289,13 @@ def test_settings_of_other_versions():
 
 
 @pytest.mark.parametrize("program", [hiql, hiro])
-def test_a_run_of_each_program(program, here, capsys):
-    """Its files; --eval and --resume of it; an agent to give away, without what training needs."""
+def test_a_run_of_each_program(program, here, capsys, monkeypatch):
+    """Its files; --eval and --resume of it; an agent to give away, without what training needs.
+    Pictures are drawn once, before the summary says that the run is finished."""
+    drawn = []
+    monkeypatch.setattr(program, "draw", lambda run, *_: drawn.append(os.listdir(run.folder)))
     assert main(program, *TINY[program], "--out", "r", "--seed", 4) == 0
+    assert len(drawn) == 1 and "summary.json" not in drawn[0]
     assert set(os.listdir("r")) == {"config.json", "train.csv", "eval.csv", "checkpoint.npz",
                                     "summary.json"}
     summary, begun = read_json("r/summary.json"), read_json("r/config.json")
