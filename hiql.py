@@ -63,8 +63,8 @@ from support import plots
 from support.datasets import DataAlone, check_dataset, jumps, load_dataset
 from support.flags import (AT_LEAST_2, BELOW_1, INDICES, NOT_NEGATIVE, OPEN, POSITIVE, SHARE,
                            SIZES, make_config, option, parse, refuse_unused)
-from support.runs import (Program, Run, generators, numbers_of, one_line_errors, open_run, read_run,
-                          run_seeds, say, show, versions_of)
+from support.runs import (Program, as_run, generators, numbers_of, one_line_errors, open_run,
+                          read_run, run_seeds, say, show, versions_of)
 
 
 ENVIRONMENTS, REPS = (*envs.ENVIRONMENTS, "none"), ("phi_sg", "phi_g", "none")
@@ -679,13 +679,13 @@ def train(data, config, evaluate=None, run=None, *, env=None, losses=LOSSES, act
 
     data: an `envs.Dataset`, or None: the config's file, or else collected. evaluate(act) -> {name:
     number}, such as the success, called now and then and at the end instead of the maze's own
-    evaluation; act(s (N,d), g (N,G), t) -> actions. run: a `support.runs.Run`; without one nothing
-    is written. env: the maze, if it is not as the config makes it; losses, actors, sample,
-    init_params: what a variant replaces; with train_flat the flat policy is trained beside it.
+    evaluation; act(s (N,d), g (N,G), t) -> actions. run: a folder, or a `support.runs.Run`; without
+    one nothing is written. env: the maze, if it is not as the config makes it; losses, actors,
+    sample, init_params: what a variant replaces; with train_flat the flat policy is trained beside.
     -> namespace: summary, agent (tree of arrays), act. ValueError: data that are not of the
     environment, are too short for subgoal_steps, or lose all actions by action_free.
     """
-    run, total = run or Run(PROGRAM, config), config.steps + config.policy_steps
+    run, total = as_run(run, PROGRAM, config), config.steps + config.policy_steps
     name = next(iter(actors))
     if config.train_flat:
         losses = {**losses, "flat": losses.get("flat", flat_loss)}

@@ -55,8 +55,8 @@ from nets import adam, adam_init, ema, init_mlp, mlp, relu, stop_gradient, tanh,
 from support import plots
 from support.flags import (BELOW_1, NOT_NEGATIVE, OPEN, POSITIVE, SIZES, UP_TO_1, make_config,
                            option, parse, refuse_unused, require)
-from support.runs import (Program, Run, generators, one_line_errors, open_run, read_run, run_seeds,
-                          say, show)
+from support.runs import (Program, as_run, generators, one_line_errors, open_run, read_run,
+                          run_seeds, say, show)
 
 
 CORRECTIONS = "off_policy", "none"
@@ -557,13 +557,14 @@ def train(env, config, run=None, *, goal_range=None, evaluate=evaluate, actor=Ac
     """A whole run: act for c steps, store, update the low level, relabel and update the high level.
 
     env: a task by the convention of `envs.GoalEnv` (reset, step, action_size, goal_scale,
-    eval_noise), None: the config's. run: a `support.runs.Run`; without one nothing is written.
+    eval_noise), None: the config's. run: a folder, or a `support.runs.Run`; without one nothing is
+    written.
     goal_range: half-width of goals, a number or (P,), instead of the config's. evaluate(agent, env,
     config, actor) -> summary, episodes; actor, sample_steps, td3_update: what a variant replaces.
     -> namespace: summary, agent (tree of arrays), actor, an `Actor`. ValueError: integer actions,
     or a goal range that is not positive.
     """
-    run, task = run or Run(PROGRAM, config), envs.make_task(config.env)
+    run, task = as_run(run, PROGRAM, config), envs.make_task(config.env)
     env, own = env or task, None
     if type(env) is not type(task):
         own = f"the environment {name_of(env)} from Python"

@@ -1650,7 +1650,7 @@ def test_training_on_data_alone(discrete, tmp_path, no_pictures):
         return {"success": np.float32(0.25), "other": np.True_}
 
     config = hiql.resolve({**ALONE, "goal_indices": (0, 1)})
-    result = hiql.train(data, config, evaluate, run_to(tmp_path / "run", hiql.PROGRAM, config))
+    result = hiql.train(data, config, evaluate, tmp_path / "run")
     assert len(seen) == 4 and (seen[-1] != seen[-2]).any()      # hiql and the flat policy, twice
     assert result.summary.items() >= {"success": 0.25, "other": 1.0, "flat_success": 0.25}.items()
     for act in (result.act, hiql.load(tmp_path / "run"), pickle.loads(pickle.dumps(result.act))):

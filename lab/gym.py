@@ -228,7 +228,7 @@ def train(env, config, *, goal=None, position=slice(0, 2), goal_range=None, run=
 
     goal, position: of `GymAdapter`. goal_range: half-width of the high level's goals in units of
     the position, a number or (P,), instead of config.goal_range, of which 0 stands for
-    `measure_goal_range`. run: a `support.runs.Run`; without one nothing is written.
+    `measure_goal_range`. run: a folder, or a `support.runs.Run`; without one nothing is written.
     -> namespace with summary (dict), agent, and actor(), which returns a new episode's
     act(observation) -> action, both as the environment has them.
     ValueError: what `GymAdapter`, `measure_goal_range` or `hiro.train` refuses; a goal range of

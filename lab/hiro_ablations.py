@@ -33,7 +33,8 @@ from hiro import (draw_steps, explore_goal, explore_window, goal_transition, int
                   name_of, read, replay_add, sample_steps, sample_windows, schedule, td3_update)
 from lab.gym import measure_goal_range
 from support.flags import POSITIVE, option, parse, refuse_unused
-from support.runs import Program, Run, generators, one_line_errors, open_run, run_seeds, say, show
+from support.runs import (Program, as_run, generators, one_line_errors, open_run, run_seeds, say,
+                          show)
 
 VARIANTS = ("low-level-relabelling", "pretrain", "next-goal-given", "squared-loss", "blind",
             "goal-range-measured", "published")
@@ -167,7 +168,7 @@ def actor(agent, config, *more):
 
 def train(env, config, run=None):
     """A whole run of the config's variant. Arguments, result and errors as of `hiro.train`."""
-    run, env = run or Run(PROGRAM, config), env or envs.make_task(config.env)
+    run, env = as_run(run, PROGRAM, config), env or envs.make_task(config.env)
     if config.variant == "pretrain":
         return pretrain(env, config, run)
     goal_range = None

@@ -19,7 +19,8 @@ import envs
 from hiro import (Config, draw_steps, explore_window, name_of, read, replay_add, schedule,
                   td3_update)
 from support.flags import parse, refuse_unused
-from support.runs import Program, Run, generators, one_line_errors, open_run, run_seeds, say, show
+from support.runs import (Program, as_run, generators, one_line_errors, open_run, run_seeds, say,
+                          show)
 
 OF_THE_HIERARCHY = ("correction", "goal_range", "high_discount", "high_noise", "noise_correlation",
                     "high_updates")
@@ -66,7 +67,7 @@ class Actor(hiro.Actor):
 def train(env, config, run=None, *, evaluate=hiro.evaluate):
     """A whole run: act for c steps, store, update once for each step. Arguments, result and errors
     as of `hiro.train`."""
-    run, env = run or Run(PROGRAM, config), env or envs.make_task(config.env)
+    run, env = as_run(run, PROGRAM, config), env or envs.make_task(config.env)
     say(f"{name_of(env)}, seed {config.seed}: td3, one policy without hierarchy; "
         f"{config.steps:,} environment steps")
     rngs = generators(config.seed, "init", "episodes", "explore", "batch")

@@ -538,6 +538,11 @@ class Run:
             say(f"files in {self.folder}: {' '.join(sorted(os.listdir(self.folder)))}")
 
 
+def as_run(run, program, config):
+    """What a `train` is given, as a `Run`: one, the folder of a new one, or None: without files."""
+    return run if isinstance(run, Run) else Run(program, config, run and os.fspath(run))
+
+
 # ------------------------------------------------------------------------------ several seeds
 
 
