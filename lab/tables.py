@@ -19,13 +19,15 @@ import nets                             # first: it sets one BLAS thread before 
 
 import argparse
 import glob
+import importlib
+import inspect
 import os
 import re
 import shlex
 import sys
 
 import numpy as np
-from scipy.stats import bootstrap, trim_mean
+from scipy.stats import bootstrap, mannwhitneyu, trim_mean
 
 from lab.experiments import (EARLIER, cost, gather, numbers, parts_of, read_experiments, recorded,
                              run_experiment)
@@ -34,6 +36,7 @@ from support.plots import panels, save_figure
 from support.runs import HERE, one_line_errors, write
 
 PROGRAM = "python -m lab.tables"
+SOLVED = 0.95                           # a seed of HIRO with this success at its end has solved
 
 # --------------------------------------------------------------------------- rows
 
@@ -97,7 +100,8 @@ def compare(one, other):
     """The differences of two rows, NAME:ROW[:PART]: lines of text.
 
     A line for each column of the first experiment's table that holds one number for each run in
-    both, except peak_mb: both interquartile means, their difference and its 95 % interval.
+    both, except peak_mb: both interquartile means, their difference and its 95 % interval; of the
+    first success the p-value of its ranks.
     ValueError: a row without runs.
     """
     sides, lines = [runs_of(one), runs_of(other)], []
@@ -107,6 +111,11 @@ def compare(one, other):
                              "as hiro:hiro, or NAME:ROW:PART, such as default:hiql:flat")
     for column in read_experiments()[parts_of(one)[0]].columns:
         cells = [[numbers(r, column) for r in side] for side in sides]
+        if column == "first_success":
+            never_last = [[cell[0] if cell else np.inf for cell in side] for side in cells]
+            lines.append(f"first success, by ranks, never last (Mann-Whitney): p = "
+                         f"{mannwhitneyu(*never_last).pvalue:.2g}")
+            continue
         x, y = ([v for cell in side if len(cell) == 1 for v in cell] for side in cells)
         if not x or not y or column == "peak_mb":
             continue
@@ -192,55 +201,55 @@ def _minutes(runs):
     return f"{_array(runs, 'train_seconds').mean() / 60:.1f}"
 
 
-HEADLINE = {                            # README's first table, {line: the row it shows}
-    "default maze, HIQL": "default:hiql",
-    "default maze, flat policy on HIQL's value": "default:hiql:flat",
-    **{f"OGBench {maze}, HIQL": f"ogbench:{maze}" for maze in (
-        "medium-navigate", "large-navigate", "giant-navigate", "medium-stitch", "large-stitch")},
-    "U-maze, goal (0, 8): hiro": "hiro:hiro",
-    "U-maze, goal (0, 8): no correction": "hiro:hiro, no correction",
-    "U-maze, goal (0, 8): TD3 alone": "hiro:td3, no hierarchy"}
-# {such a row: the row with the published settings on the same task}
-PUBLISHED_SETTINGS = {"ogbench:large-navigate": "ogbench_agents:hiql, published settings"}
+# README's table, {task: rows}: HIQL's and the flat policy's; HIRO's, TD3's, without the correction
+HIQL_TASKS = {
+    "point-medium (`python hiql.py`)": ("default:hiql", "default:hiql:flat"),
+    "grid-fourrooms": ("agents_grid:hiql", "agents_grid:hiql:flat"),
+    "OGBench's large maze": ("ogbench:large-navigate", "ogbench_agents:flat"),
+    "OGBench's giant maze": ("ogbench:giant-navigate",)}
+HIRO_TASKS = {
+    "U-maze (`python hiro.py`)": ("hiro:hiro", "hiro:td3, no hierarchy", "hiro:hiro, no correction"),
+    "grid-fourrooms": ("hiro_grid:hiro", "hiro_grid:td3, no hierarchy",
+                       "hiro_grid:hiro, no correction"),
+    "Push": ("push:hiro", "push:td3, no hierarchy", "push:hiro, no correction"),
+    "Fall": ("fall:hiro", "fall:td3, no hierarchy", "fall:hiro, no correction")}
 
 
 def headline():
-    """The table of HEADLINE: success, its range over seeds, the success published by OGBench, the
-    success of the published settings here, minutes."""
-    lines = [["task", "success", "lowest to highest seed", "published", "published settings here",
-              "minutes"]]
-    for task, reference in HEADLINE.items():
-        name, row, _ = parts_of(reference)
-        experiment, runs = read_experiments()[name], runs_of(reference)
-        x = _array(runs, "success")[:, 0]
-        published, settings = "-", "-"
-        if found := re.search(r"\bHIQL (\d+)", experiment.published.get(row, "")):     # in %
-            published = f"{int(found[1]) / 100:.2f}"
-        if reference in PUBLISHED_SETTINGS:
-            settings = estimate(_array(runs_of(PUBLISHED_SETTINGS[reference]), "success")[:, 0])
-        lines.append([task, estimate(x), f"{min(x):.2f} to {max(x):.2f} ({len(x)} seeds)",
-                      published, settings, _minutes(runs)])
-    shown = [*HEADLINE.values(), *PUBLISHED_SETTINGS.values()]
-    files = ", ".join(dict.fromkeys(f"`results/{parts_of(x)[0]}.csv`" for x in shown))
-    return "\n".join([*_markdown(lines), "", "Success: interquartile mean over seeds [95 % "
-                      f"interval]; from {files}, by `{PROGRAM} report`."])
+    """README's table: mean success and its range over seeds (HIQL), solved seeds (HIRO)."""
+    lines, files = [["", "task", "agent", "without hierarchy", "without correction"]], []
+    for algorithm, tasks, cell in (("HIQL", HIQL_TASKS, _mean), ("HIRO", HIRO_TASKS, _solved)):
+        for task, rows in tasks.items():
+            cells = [cell(_array(runs_of(row), "success")[:, 0]) for row in rows]
+            lines.append([algorithm, task, *cells, *[""] * (3 - len(cells))])
+            files += [f"`results/{parts_of(row)[0]}.csv`" for row in rows]
+    return "\n".join([*_markdown(lines), "", f"From {', '.join(dict.fromkeys(files))}, by "
+                      f"`{PROGRAM} report`."])
+
+
+def _mean(x):
+    return f"{x.mean():.2f} ({x.min():.2f} to {x.max():.2f}, {len(x)} seeds)"
+
+
+def _solved(x):
+    return f"{(x >= SOLVED).sum()} of {len(x)} seeds"
 
 
 # --------------------------------------------------------------------------- report
 
 
-MARKED = re.compile(r"^(<!-- (table|compare|headline)\b *(.*?) *-->\n)"
+MARKED = re.compile(r"^(<!-- (table|compare|headline|code)\b *(.*?) *-->\n)"
                     r"(?:(?!<!-- ).*\n)*(?=<!-- end -->$)", re.M)     # between them no other mark
 
 
 def report(text):
     """The text with everything between its marks renewed from results/.
 
-    Marks are lines of their own: `<!-- table NAME -->`, `<!-- compare NAME:ROW - NAME:ROW -->` or
-    `<!-- headline -->`, and `<!-- end -->`. ValueError: a mark without its end, an end without its
+    Marks are lines of their own: `<!-- table NAME -->`, `<!-- compare NAME:ROW - NAME:ROW -->`,
+    `<!-- headline -->` or `<!-- code hiql.update -->`, and `<!-- end -->`. ValueError: a mark without its end, an end without its
     mark, or one that names no experiment or row with runs.
     """
-    marks = re.findall(r"^<!-- (?:table|compare|headline|end)\b", text, re.M)
+    marks = re.findall(r"^<!-- (?:table|compare|headline|code|end)\b", text, re.M)
     if len(marks) != 2 * len(MARKED.findall(text)):
         raise ValueError("a mark, such as <!-- table NAME -->, has no <!-- end -->, or an end has "
                          "no mark")
@@ -251,6 +260,10 @@ def _renewed(kind, what):
     """The text that belongs after a mark `<!-- kind what -->`."""
     if kind == "headline":
         return headline()
+    if kind == "code":
+        module, _, name = what.partition(".")
+        source = inspect.getsource(getattr(importlib.import_module(module), name))
+        return f"```python\n{source}```"
     if kind == "table":
         if what not in read_experiments():
             raise ValueError(f"there is no experiment {what}")
