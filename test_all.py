@@ -2304,7 +2304,7 @@ def test_stops_and_evaluations_do_not_disturb_training(tmp_path, monkeypatch):
     monkeypatch.setattr(hiro, "draw", lambda run, *_: drawn.append(run.folder))
     whole, parts, rarely = (tmp_path / name for name in ("whole", "parts", "rarely"))
     expected = small_run(whole)
-    for at in (100, 475):
+    for at in (100, 310, 475):
         assert small_run(parts, at) is None
         assert at <= read_run(hiro.PROGRAM, parts).agent["step"] < at + 30
     assert small_run(parts) == expected and expected["env"] == "slippery"

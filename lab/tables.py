@@ -208,7 +208,8 @@ HIQL_TASKS = {
     "OGBench's large maze": ("ogbench:large-navigate", "ogbench_agents:flat"),
     "OGBench's giant maze": ("ogbench:giant-navigate",)}
 HIRO_TASKS = {
-    "U-maze (`python hiro.py`)": ("hiro:hiro", "hiro:td3, no hierarchy", "hiro:hiro, no correction"),
+    "U-maze (`python hiro.py`)": ("hiro:hiro", "hiro:td3, no hierarchy",
+                                  "hiro:hiro, no correction"),
     "grid-fourrooms": ("hiro_grid:hiro", "hiro_grid:td3, no hierarchy",
                        "hiro_grid:hiro, no correction"),
     "Push": ("push:hiro", "push:td3, no hierarchy", "push:hiro, no correction"),
@@ -246,8 +247,8 @@ def report(text):
     """The text with everything between its marks renewed from results/.
 
     Marks are lines of their own: `<!-- table NAME -->`, `<!-- compare NAME:ROW - NAME:ROW -->`,
-    `<!-- headline -->` or `<!-- code hiql.update -->`, and `<!-- end -->`. ValueError: a mark without its end, an end without its
-    mark, or one that names no experiment or row with runs.
+    `<!-- headline -->` or `<!-- code hiql.update -->`, and `<!-- end -->`. ValueError: a mark
+    without its end, an end without its mark, or one that names no experiment or row with runs.
     """
     marks = re.findall(r"^<!-- (?:table|compare|headline|code|end)\b", text, re.M)
     if len(marks) != 2 * len(MARKED.findall(text)):
