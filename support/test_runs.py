@@ -206,6 +206,25 @@ def test_seeds_are_a_range_or_a_list():
             flags.seed_range(text)
 
 
+def test_a_run_says_what_code_it_was_made_with(here, monkeypatch):
+    """The commit, with + where Python files differ from it; no other file matters."""
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x", *words], check=True,
+                       capture_output=True)
+
+    monkeypatch.setattr(runs, "HERE", str(here))
+    made_with = runs.code_and_versions.__wrapped__
+    assert made_with()["commit"] == "unknown" and made_with()["versions"]["numpy"] == np.__version__
+    (here / "a.py").write_text("1")
+    for words in (("init",), ("add", "a.py"), ("commit", "-m", "x")):
+        git(*words)
+    assert re.fullmatch("[0-9a-f]{7}", commit := made_with()["commit"])
+    (here / "a.txt").write_text("1")
+    assert made_with()["commit"] == commit
+    (here / "b.py").write_text("1")
+    assert made_with()["commit"] == f"{commit}+"
+
+
 def test_tables_have_a_column_for_each_key(here):
     runs.write_rows("r.csv", [{"a": 1, "b": 1 / 3}, {"a": None, "c": [None, 0.5], "b": "x"}])
     assert (here / "r.csv").read_text() == "a,b,c\n1,0.333333,\n,x,nan 0.5\n"
