@@ -416,6 +416,7 @@ def test_the_same_command_goes_on(here, capsys):
     held.kill()                                             # the system frees the lock
     held.wait()
     assert main(Walk(), "--out", "r") == 0 and "going on with r" in capsys.readouterr().out
+    assert read_run(PROGRAM, "r").meta["history"] == [runs.code_and_versions()]     # no other code
     for name in ("checkpoint.npz", "train.csv", "eval.csv", "summary.json"):
         assert (here / "r" / name).read_bytes() == (here / "whole" / name).read_bytes()
     before = content(here)
