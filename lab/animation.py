@@ -1,9 +1,10 @@
 """The animation of README's first screen: an episode of HIQL and one of HIRO, side by side.
 
-    python -m lab.animation HIQL_RUN HIRO_RUN [FILE]    (default: pictures/agents.gif)
+    python -m lab.animation [HIQL_RUN HIRO_RUN [FILE]]      (default: those of trained/, into
+                                                            pictures/agents.gif)
 
-HIQL_RUN is a finished run of hiql.py on point-medium, HIRO_RUN one of hiro.py on point-umaze. It
-takes under a minute. Left: the agent and the current subgoal on a map of the value. Right: the
+HIQL_RUN is a run of hiql.py on point-medium, HIRO_RUN one of hiro.py on point-umaze. It takes under
+a minute. Left: the agent and the current subgoal on a map of the value. Right: the
 agent and the place that the current goal names; a new goal comes every c steps.
 """
 
@@ -65,30 +66,35 @@ def animate(file, left, right):
             axes[0], ("HIQL: value and subgoals", "HIRO: relative goals"), (left, right)):
         style = dict(cmap="viridis") if values else {}
         plots.draw_maze(ax, maze, *values, **style)
-        ax.plot(*plots.plot_xy(maze, goal), "r*", ms=11)
-        ax.set_title(title, fontsize=9)
+        ax.plot(*plots.plot_xy(maze, goal), "r*", ms=14, zorder=3)
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel("dot: agent   arrow: subgoal   star: goal", fontsize=8)
         trail, = ax.plot([], [], "w-" if values else "C0-", lw=1)
-        aim, = ax.plot([], [], "C1-", lw=1.5)
-        tip, = ax.plot([], [], "C1o", ms=4)
-        agent, = ax.plot([], [], "ko", mec="w", ms=7)
-        movers.append((maze, path, aims, trail, aim, tip, agent))
+        arrow = ax.annotate("", (0, 0), (0, 0), zorder=4,
+                            arrowprops=dict(arrowstyle="-|>", color="C1", lw=2, mutation_scale=14))
+        agent, = ax.plot([], [], "ko", mec="w", ms=8, zorder=5)
+        movers.append((maze, path, aims, trail, arrow, agent))
 
     def draw(frame):
-        for maze, path, aims, trail, aim, tip, agent in movers:
+        for maze, path, aims, trail, arrow, agent in movers:
             t = round(frame / (FRAMES - 1) * (len(path) - 1))
             place = aims[min(t, len(aims) - 1)]
             trail.set_data(*plots.plot_xy(maze, path[:t + 1]))
-            aim.set_data(*plots.plot_xy(maze, np.array([path[t], place])))
-            tip.set_data(*plots.plot_xy(maze, place[None]))
+            arrow.xy, start = plots.plot_xy(maze, place), plots.plot_xy(maze, path[t])
+            arrow.set_position(start)
             agent.set_data(*plots.plot_xy(maze, path[t:t + 1]))
 
-    FuncAnimation(figure, draw, FRAMES).save(file, PillowWriter(fps=10), dpi=75)
+    FuncAnimation(figure, draw, FRAMES).save(file, PillowWriter(fps=10), dpi=100)
+
+
+def trained(name):
+    return os.path.join(HERE, "trained", name)
 
 
 def main():
     p = Parser(prog="python -m lab.animation", description="An animation of two runs.")
-    p.add_argument("hiql_run", metavar="HIQL_RUN")
-    p.add_argument("hiro_run", metavar="HIRO_RUN")
+    p.add_argument("hiql_run", metavar="HIQL_RUN", nargs="?", default=trained("hiql"))
+    p.add_argument("hiro_run", metavar="HIRO_RUN", nargs="?", default=trained("hiro"))
     p.add_argument("file", nargs="?", default=os.path.join(HERE, "pictures", "agents.gif"))
     given = p.parse_args()
     with one_line_errors():
