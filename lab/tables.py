@@ -21,13 +21,14 @@ import argparse
 import glob
 import importlib
 import inspect
+import math
 import os
 import re
 import shlex
 import sys
 
 import numpy as np
-from scipy.stats import bootstrap, mannwhitneyu, trim_mean
+from scipy.stats import binomtest, bootstrap, mannwhitneyu, trim_mean
 
 from lab.experiments import (EARLIER, cost, gather, numbers, parts_of, read_experiments, recorded,
                              run_experiment)
@@ -299,53 +300,77 @@ def renew():
 # --------------------------------------------------------------------------- pictures
 
 
-def draw_experiment(name):
-    """Draw the columns `picture` of an experiment, every seed: pictures/<name>.png.
+WORDS = {                               # columns on the axes of pictures
+    "success": "success on the five tasks", "success_random": "success on random pairs",
+    "success_curve": "share of solved seeds", "wrong_flat_by_distance": "wrong first actions: flat",
+    "wrong_hierarchy_by_distance": "wrong first actions: hierarchy",
+    "relabel_fraction_curve": "share of goals that are changed",
+    "relabel_distance_curve": "distance from the old goal to the new",
+    "relabel_gain_curve": "gain of the score, Eq. (5)",
+    "subgoal_error_curve": "distance to the subgoal, c steps later",
+    **{f"subgoal_error_{goal}_curve": f"distance to the subgoal; goal {text}" for goal, text in (
+        ("0_8", "(0, 8)"), ("8_0", "(8, 0)"), ("8_8", "(8, 8)"), ("random", "random"))}}
 
-    A column of lists (over training, or over the distance to the goal, from 1) has a panel for each
-    row: a thin line for each seed under their mean. A column of numbers has one panel: for each row
-    the seeds as dots, and below them their interquartile mean and its interval.
+
+def draw_experiment(name):
+    """Draw the columns `picture` of an experiment: pictures/<name>.png, a panel for each.
+
+    A column of lists (over training, or over the distance to the goal, from 1) has a line for each
+    row; a column of numbers the seeds of each row as dots.
     """
-    rows, shown = shown_rows(name), []                  # a panel: (column, {row: (seeds, length)})
-    for column in read_experiments()[name].picture:
+    rows, columns = shown_rows(name), read_experiments()[name].picture
+    shown = {}                                          # {column: {row: (seeds, length)}}
+    for column in columns:
         runs = {row: _array(seeds, column) for row, seeds in rows.items()}
-        runs = {row: x for row, x in runs.items() if len(x)}
-        if all(x.shape[1] == 1 for x in runs.values()):
-            shown.append((column, runs))
-        else:
-            shown += [(column, {row: x}) for row, x in runs.items()]
-    size = 3.2 * len(shown), max(2.8, 0.35 * max(len(runs) for _, runs in shown))
-    figure, axes = panels(1, len(shown), size)
-    curves = [x for _, runs in shown for x in runs.values() if x.shape[1] > 1]
-    top = max((np.nanmax(x) for x in curves), default=0)
-    for ax, (column, runs) in zip(axes[0], shown):
-        label = column.removesuffix("_curve").replace("_", " ")
-        (row, y), *_ = runs.items()
-        if y.shape[1] == 1:
-            _draw_dots(ax, runs, label)
+        shown[column] = {row: x for row, x in runs.items() if len(x)}
+    across, down = min(2, len(shown)), math.ceil(len(shown) / 2)
+    high = max(3.4, 0.4 * max(map(len, shown.values())))
+    figure, axes = panels(down, across, (5 * across, high * down))
+    for ax, (column, runs) in zip(axes.flat, shown.items()):
+        if next(iter(runs.values())).shape[1] == 1:
+            _draw_dots(ax, runs)
+            ax.set_xlabel(WORDS.get(column, column))
             continue
-        x, across = np.arange(1, y.shape[1] + 1), "distance to the goal"
-        if column.endswith("_curve"):
-            x, across = x * _array(rows[row], "env_steps")[0, 0] / y.shape[1], "steps"
-        ax.plot(x, y.T, "C0", lw=0.6, alpha=0.5)
-        ax.plot(x, y.mean(0), "C1", lw=2)
-        ax.set(xlabel=across, ylabel=label)
-        ax.set_title(f"{row} ({len(y)} seeds)", fontsize=9)
-        if top <= 1:                                    # shares: all on one scale
-            ax.set_ylim(-0.05 * top, 1.05 * top)
+        for i, (row, y) in enumerate(runs.items()):
+            x = np.arange(1, y.shape[1] + 1)
+            if column.endswith("_curve"):
+                x = x * _array(rows[row], "env_steps")[0, 0] / y.shape[1] / 1000
+            _draw_line(ax, x, y, column == "success_curve", f"C{i}", f"{row} ({len(y)} seeds)")
+        ax.set(xlabel="thousand steps" if column.endswith("_curve") else "steps to the goal",
+               ylabel=WORDS.get(column, column))
+        ax.set_ylim(0, 1.03 if column == "success_curve" else None)
+        ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))
     save_figure(figure, os.path.join(HERE, "pictures", f"{name}.png"))
 
 
-def _draw_dots(ax, runs, label):
-    """runs {row: array (seeds, 1)}: a line of dots for each row, the first one on top."""
+def _draw_line(ax, x, y, solved, color, label):
+    """y (seeds, length): their mean and range; solved: the share of y >= SOLVED, and its 95 %
+    interval by Clopper and Pearson."""
+    known = ~np.isnan(y).all(0)
+    x, y = x[known], y[:, known]
+    middle, low, high = np.nanmean(y, 0), np.nanmin(y, 0), np.nanmax(y, 0)
+    if solved:
+        k, n = (y >= SOLVED).sum(0), len(y)
+        middle = k / n
+        low, high = np.transpose([binomtest(int(x), n).proportion_ci(method="exact") for x in k])
+    ax.plot(x, middle, color, lw=2, label=label)
+    ax.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
+
+
+def _draw_dots(ax, runs):
+    """runs {row: array (seeds, 1)}: the seeds of each row, the first row on top; below them their
+    interquartile mean and its interval."""
     for i, x in enumerate(runs.values()):
         mean, low, high = interval(x[:, 0])
-        ax.plot(x[:, 0], np.full(len(x), -i), "C0o", ms=4, alpha=0.4)
-        ax.errorbar(mean, -i - 0.25, xerr=[[mean - low], [high - mean]], fmt="C1|", capsize=3)
+        apart = 0.12 * np.linspace(-1, 1, len(x)) if len(x) > 1 else np.zeros(1)    # all are seen
+        ax.plot(np.sort(x[:, 0]), apart - i, "C0o", ms=4, alpha=0.5, label="a seed" * (not i))
+        ax.errorbar(mean, -i - 0.27, xerr=[[mean - low], [high - mean]], fmt="C1|", capsize=3,
+                    label="interquartile mean, 95 %" * (not i))
     names = [f"{row} ({len(x)})".replace("`", "") for row, x in runs.items()]
-    ax.set_yticks(-np.arange(len(runs)), names, fontsize=7)
+    ax.set_yticks(-np.arange(len(runs)), names, fontsize=8)
     top = max(1, *(np.nanmax(x) for x in runs.values()))
-    ax.set(xlabel=label, xlim=(-0.05 * top, 1.05 * top), ylim=(0.4 - len(runs), 0.4))
+    ax.set(xlim=(-0.05 * top, 1.05 * top), ylim=(0.4 - len(runs), 0.4))
+    ax.legend(fontsize=7)
 
 
 # --------------------------------------------------------------------------- the program
