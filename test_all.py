@@ -338,6 +338,7 @@ def test_shortest_paths_by_hand():
     s, g = np.array([[1.0, 0.0]]), np.array([[0.0, 7.0]])
     assert env.path_length(s, g)[0] == pytest.approx(3 + 5 * 4)
     assert env.path_length(s, np.array([[4.5, 0.0]]))[0] == pytest.approx(3.5)
+    assert env.path_length(s, s + 1)[0] == pytest.approx(np.sqrt(2))        # in the same cell
     apart = type("Apart", (envs.PointMaze,), {"connected": False})("apart", "##### #.#.# #####")
     assert apart.path_length(s, np.array([[8.0, 0.0]])) == np.inf
     everywhere = np.argwhere(np.ones((5, 5), bool))         # the outer walls too
@@ -367,9 +368,9 @@ def test_grid_moves_and_slips():
     assert FOURROOMS.move(s, np.arange(5)).tolist() == [[3, 3], [2, 3], [4, 3], [3, 2], [3, 4]]
     slippery = envs.make("grid-fourrooms", slip=0.5)
     drawn = SimpleNamespace(random=lambda n: np.array([0.49, 0.5, 0.1, 0.0, 0.9]),
-                            integers=lambda top, size: np.arange(size) % top)
+                            integers=lambda top, size: (np.arange(size) + 2) % top)
     moved = slippery.move(s, np.full(5, 4), drawn)                          # slips: 1, 3 and 4
-    assert moved.tolist() == [[3, 3], [3, 4], [4, 3], [3, 2], [3, 4]]
+    assert moved.tolist() == [[4, 3], [3, 4], [3, 4], [3, 3], [3, 4]]
     for wrong in (np.full(5, 5), np.full(5, -1), np.zeros(5), np.zeros(4, int)):
         with pytest.raises(ValueError, match="integer from 0 to 4"):
             FOURROOMS.move(s, wrong)
@@ -533,6 +534,8 @@ def test_gymnasium_convention(name):
     obs, info = env.reset(seed=5)
     again, _ = envs.GoalEnv(maze).reset(seed=5)
     assert set(obs) == {"observation", "achieved_goal", "desired_goal"} and info == {}
+    start, goal = env.draw(np.random.default_rng(5), 1)
+    assert (obs["observation"] == start[0]).all() and (obs["desired_goal"] == goal[0]).all()
     for key, x in obs.items():
         assert x.dtype == float and x.shape == (2,) and (x == again[key]).all()
     for task, cells in enumerate(maze.tasks, 1):
@@ -551,6 +554,7 @@ def test_gymnasium_convention(name):
     assert (obs["achieved_goal"] == obs["observation"]).all() and (obs["observation"] - start).any()
     with pytest.raises(ValueError, match="limit must be positive"):
         envs.GoalEnv(maze, limit=0)
+    assert envs.GoalEnv(maze, limit=1).limit == 1
     short = envs.GoalEnv(maze, limit=2)
     for options, ends in (({"task": 1}, [False, True]), ({"task": 2}, [False, True]),
                           ({"start": start, "goal": start}, [False, False])):
@@ -1335,12 +1339,14 @@ def test_the_summary_is_of_the_final_policies(tmp_path, row, monkeypatch):
             p["dense2"]["W"][:], p["dense2"]["b"][:] = 0, np.arange(5) == action
         return {"value_loss": 1.0}
 
+    drawn = []
     monkeypatch.setattr(hiql, "update", update)
+    monkeypatch.setattr(hiql, "draw", lambda run, *_: drawn.append(run))
     run = run_to(tmp_path / "run", hiql.PROGRAM, config)
     result = hiql.train(None, config, run=run)
     assert [[x["update"], x["success"], x["flat_success"]] for x in run.logs["eval"]] == [
         [3, 0.8, 0.2], [6, 0.8, 0.2], [7, 0.2, 0.8]]
-    assert [x["update"] for x in run.logs["train"]] == [3, 6]
+    assert [x["update"] for x in run.logs["train"]] == [3, 6] and drawn == [run]
     summary = dict(result.summary)
     random, flat_random = summary.pop("success_random"), summary.pop("flat_success_random")
     assert random + flat_random == 1 and 0.3 < random < 0.7     # left and right, 2 apart
@@ -1432,6 +1438,8 @@ def test_wrong_data_are_refused(tmp_path, row):
     data = envs.make("row").dataset(np.random.default_rng(0))
     for wrong, given, words in (
             (data, row(subgoal_steps=19), "--subgoal-steps 19 must be below the 19 transitions"),
+            (chain((1, 2), (1, 2, 3)), hiql.resolve({"env": "none", "subgoal_steps": 2}),
+             "--subgoal-steps 2 must be below the 2 transitions"),          # of the longest
             (chain((5, 6), (4, 5)), row(), "the data of row"),
             ((data.observations, data.actions, data.terminals), row(), "not tuple"),
             (data, row(action_free=0.95), "--action-free"),

@@ -505,6 +505,41 @@ def test_a_closed_stdout_ends_no_run(monkeypatch):
     assert os.path.exists("r/summary.json")
 
 
+def test_other_stdouts_end_no_run(here, monkeypatch, capfd):
+    """None, as under pythonw; one whose locale lacks a letter."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(Walk(), "--out", "r") == 0
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert main(Walk(), "--out", "r\u00e9sultat") == 0
+    sys.stdout.flush()
+    assert b"files in r\\xe9sultat" in sys.stdout.buffer.getvalue()
+
+
+def test_sizes_beyond_the_machine_are_one_line(here, capsys):
+    def hook(step, run, agent):
+        raise MemoryError("no room")
+
+    assert main(Walk(hook), "--out", "r") == 2
+    assert "too large for this machine (no room)" in capsys.readouterr().err
+
+
+def test_generators_are_of_their_seed_and_their_own():
+    def draws(seed):
+        return [rng.random() for rng in generators(seed, "a", "b").values()]
+
+    assert draws(1) == draws(1) and len({*draws(1), *draws(2)}) == 4
+
+
+def test_rows_of_training_are_kept_now_and_then():
+    """Every 500 steps, every 100 updates."""
+    for counter, kept in (("step", [500, 1000]), ("update", [100, 200, 300])):
+        run = Run(Program("x.py", Config, counter, ()), SimpleNamespace(eval_interval=1000, seed=0))
+        run.begin({counter: np.array(0)}, {}, 10_000)
+        for count in range(1, kept[-1] + 1):
+            run.step(count, {"x_loss": 1.0})
+        assert [row[counter] for row in run.logs["train"]] == kept
+
+
 @pytest.mark.parametrize("terminal, shown", [(False, [30, 100]), (True, [20, 30, 40, 100])])
 def test_progress_leaves_the_warm_up_out_and_fits_a_terminal(terminal, shown, monkeypatch):
     """A line every ten seconds, on a terminal one that is rewritten twice a second."""
@@ -573,6 +608,20 @@ def test_several_seeds_are_processes_of_their_own(here, monkeypatch, capsys):
     assert main(Walk(), "--seeds", "8", "--out", "none") == 2
     assert capsys.readouterr().err == "walk.py: error: it does not fit\n"
     assert not os.path.exists("none")
+
+
+def test_so_many_seeds_at_once_as_are_asked_for(here, monkeypatch):
+    """And they find the user's own modules."""
+    seed_program(here, monkeypatch)
+    monkeypatch.setenv("PYTHONPATH", str(here / "mine"))
+    (here / "mine").mkdir()
+    (here / "mine" / "own.py").write_text("")
+    with open("walk.py", "a") as file:
+        file.write("import own\n")
+    for jobs, order in ((1, ["seed1", "end", "seed2", "end"]), (2, ["end", "end"])):
+        (here / "order").unlink(missing_ok=True)
+        assert main(Walk(), "--seeds", "1-2", "--out", f"jobs{jobs}", "--jobs", jobs) == 0
+        assert (here / "order").read_text().split()[-len(order):] == order
 
 
 def test_the_same_seeds_go_on(here, capsys, monkeypatch):
