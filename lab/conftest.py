@@ -1,14 +1,29 @@
-"""What tests of the laboratory share: a project to write to, the program of its tables, small data.
-"""
+"""What tests of the laboratory share: small problems, small data, a project to write to."""
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
 import sys
 
+import numpy as np
 import pytest
 
 import envs
+import hiql
 from lab import experiments, tables
+from nets import tree_map
+from support.runs import generators
+
+
+def toy(config, env, init_params):
+    """A small float64 problem: parameters (perturbed, target differs), a batch with a success."""
+    rng = np.random.default_rng(0)
+    data = envs.collect(env, rng, episodes=3, rows=30)
+    params = init_params(config, env, data, generators(0, "init", "flat"))
+    params = tree_map(lambda w: w + 0.2 * rng.normal(size=w.shape), params)
+    batch = hiql.sample(data, data.valid, rng, config, env)
+    batch = {k: x.astype(float) if x.dtype == np.float32 else x for k, x in batch.items()}
+    batch["masks"][0] = batch["rewards"][0] = 0
+    return params, batch
 
 
 @pytest.fixture
@@ -29,6 +44,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "HERE", str(tmp_path))
     monkeypatch.setattr(tables, "HERE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    experiments.read_experiments.cache_clear()          # the test writes lab/experiments.ini first
     yield tmp_path
     experiments.read_experiments.cache_clear()
 

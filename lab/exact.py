@@ -31,13 +31,12 @@ def optimal_value(steps, discount):
     return -(1 - discount ** np.asarray(steps, float)) / (1 - discount)
 
 
-def goal_counts(env, data, discount, p_curgoal, p_trajgoal, by_state=False):
+def goal_counts(env, data, discount, p_curgoal, p_trajgoal):
     """The joint distribution of (s, s', g, goal reached) that `hiql.sample` draws, counted.
 
     A row i with a transition is drawn uniformly. Its goal is row i itself with probability
     p_curgoal, row min(i + Geometric(1 - discount), last transition of the trajectory) with
-    p_trajgoal, and otherwise any row with a transition. The goal is reached if it is row i, or
-    by_state (`lab.hiql_variants`) if it lies in row i's cell.
+    p_trajgoal, and otherwise any row with a transition. The goal is reached if it is row i.
     -> at_goal (n, n): probability of (s, g) with the goal reached; go_on (n, 5, n): of
     (s, move, g) with the goal not reached, where s' is env.neighbours[s, move]. Together they sum
     to 1. ValueError if a transition of the data is no move of the grid.
@@ -49,33 +48,22 @@ def goal_counts(env, data, discount, p_curgoal, p_trajgoal, by_state=False):
     if not moved.any(-1).all():
         raise ValueError("the data set has steps that are no move of the grid")
     s, move, last_transition = cell[valid], moved.argmax(-1), data.last[valid] - 1
-    at_goal, go_on = np.zeros(n * n), np.zeros(n * 5 * n)
-
-    def add(rows, goal, weight, same_row):
-        """Add (s, s', goal) of these rows with their weight; same_row: the goal is the row."""
-        hit = (goal == s[rows]) if by_state else np.full(len(rows), same_row)
-        at, on = s[rows] * n + goal, (s[rows] * 5 + move[rows]) * n + goal
-        weight = np.broadcast_to(weight, len(rows))
-        at_goal[:] += np.bincount(at[hit], weight[hit], minlength=n * n)
-        go_on[:] += np.bincount(on[~hit], weight[~hit], minlength=n * 5 * n)
-
-    everyone = np.arange(len(valid))
-    add(everyone, s, p_curgoal, True)
-    add(everyone[valid == last_transition], s[valid == last_transition], p_trajgoal, True)
-    for ahead in range(1, data.lengths.max() - 1):
-        rows = everyone[valid + ahead <= last_transition]
-        ends = valid[rows] + ahead == last_transition[rows]     # takes the whole tail of the draws
-        weight = p_trajgoal * discount ** (ahead - 1) * np.where(ends, 1, 1 - discount)
-        add(rows, cell[valid[rows] + ahead], weight, False)
     frequency = np.bincount(s, minlength=n) / len(valid)
-    for g in np.flatnonzero(frequency):
-        add(everyone, np.full(len(s), g), p_randomgoal * frequency[g], False)
-    if not by_state:                                            # a random goal can be row i too
-        self_weight = p_randomgoal / len(valid)
-        add(everyone, s, self_weight, True)
-        go_on -= np.bincount((s * 5 + move) * n + s, minlength=n * 5 * n) * self_weight
-    shape = (n, 5, n)
-    return at_goal.reshape(n, n) / len(valid), go_on.reshape(shape) / len(valid)
+
+    # the row itself: chosen, at a trajectory's end, or by chance
+    weight = p_curgoal + p_trajgoal * (valid == last_transition) + p_randomgoal / len(valid)
+    at_goal = np.diag(np.bincount(s, weight, minlength=n))
+    # any row, by chance, but for the row itself
+    go_on = np.zeros((n, 5, n))
+    np.add.at(go_on, (s, move), p_randomgoal * frequency)
+    np.add.at(go_on, (s, move, s), -p_randomgoal / len(valid))
+    # rows ahead; the last one takes the whole tail of the draws
+    for ahead in range(1, data.lengths.max() - 1):
+        rows = np.flatnonzero(valid + ahead <= last_transition)
+        ends = valid[rows] + ahead == last_transition[rows]
+        weight = p_trajgoal * discount ** (ahead - 1) * np.where(ends, 1, 1 - discount)
+        np.add.at(go_on, (s[rows], move[rows], cell[valid[rows] + ahead]), weight)
+    return at_goal / len(valid), go_on / len(valid)
 
 
 def expectile_values(env, at_goal, go_on, discount, expectile):
@@ -110,13 +98,6 @@ def _expectile(y, v, p, expectile, p_zero=0):
     return v
 
 
-def exact_value(config, env, data):
-    """The V (n, n) that the value loss of a hiql.Config converges to on this data set of a grid."""
-    counts = goal_counts(env, data, config.goal_discount or config.discount,
-                         config.value_p_curgoal, config.value_p_trajgoal)
-    return expectile_values(env, *counts, config.discount, config.expectile)
-
-
 def behaviour_counts(go_on):
     """The go_on (n, 5, n) of `goal_counts` with s' made independent of g given s.
 
@@ -139,34 +120,33 @@ def values_under_chance(env, discount, expectile):
        over actions     V = the expectile of Q over a (IQL): chance is averaged out first
        action-free      V = the expectile of -1 + discount V(s',g) over s' (HIQL): luck counts again
     """
-    def solve(backup):
-        v, goal = np.zeros((len(env.cells),) * 2), np.eye(len(env.cells), dtype=bool)
+    n, goal = len(env.cells), np.eye(len(env.cells), dtype=bool)
+    chance = (1 - env.slip) * np.eye(5) + env.slip / 5          # of move b, given action a
+
+    def solve(v, goal, backup):
         while True:
-            y = -1 + discount * v[env.neighbours]               # (n, 5, n) after each move
-            new = np.where(goal, 0, backup(y, v))
+            new = np.where(goal, 0, backup(v))
             change, v = np.abs(new - v).max(), new
             if change < 1e-9:
                 return v
 
-    def q(y):
-        return (1 - env.slip) * y + env.slip * y.mean(1, keepdims=True)
+    def moved(v):                                               # (n, 5, n) after each move
+        return -1 + discount * v[env.neighbours]
 
-    def one_expectile():
-        n, goal = len(env.cells), np.eye(len(env.cells), dtype=bool)[:, None]
-        chance = (1 - env.slip) * np.eye(5) + env.slip / 5      # of move b, given action a
-        q = np.zeros((n, 5, n))
-        while True:
-            y = -1 + discount * q[env.neighbours].reshape(n, 25, n)     # move b, then action a'
-            new = np.stack([_expectile(y, q[:, a], chance[a].repeat(5)[:, None], expectile)
-                            for a in range(5)], 1)
-            new = np.where(goal, 0, new)
-            change, q = np.abs(new - q).max(), new
-            if change < 1e-9:
-                return np.where(goal[:, 0], 0, _expectile(q, q.mean(1), 1, expectile))
+    def q(v):                                                   # (n, 5, n) after each action
+        return np.einsum("ab,sbg->sag", chance, moved(v))
 
-    return {"optimal": solve(lambda y, v: q(y).max(1)), "one expectile": one_expectile(),
-            "over actions": solve(lambda y, v: _expectile(q(y), v, 1, expectile)),
-            "action-free": solve(lambda y, v: _expectile(y, v, 1, expectile))}
+    def luck_too(q):
+        y = moved(q).reshape(n, 25, n)                          # move b, then action a'
+        return np.stack([_expectile(y, q[:, a], chance[a].repeat(5)[:, None], expectile)
+                         for a in range(5)], 1)
+
+    start = np.zeros((n, n))
+    one = solve(np.zeros((n, 5, n)), goal[:, None], luck_too)
+    return {"optimal": solve(start, goal, lambda v: q(v).max(1)),
+            "one expectile": np.where(goal, 0, _expectile(one, one.mean(1), 1, expectile)),
+            "over actions": solve(start, goal, lambda v: _expectile(q(v), v, 1, expectile)),
+            "action-free": solve(start, goal, lambda v: _expectile(moved(v), v, 1, expectile))}
 
 
 # ------------------------------------------------------------------------------------ drawing
@@ -195,23 +175,20 @@ def draw_exact_values(path, env, data, discount=0.95, expectile=0.7):
     return hiql_values, behaviour
 
 
-LADDER = {"max over actions: optimal": "k-", "one expectile of Q(s', a')": "C3-.",
-          "IQL: expectile over actions": "C0--", "HIQL: action-free expectile": "C1:"}
-
-
 def draw_chance(path, discount=0.95, expectile=0.9):
     """Draw the mean of each of `values_under_chance` at each distance, without and with slips."""
+    labels = {"max over actions: optimal": "k-", "one expectile of Q(s', a')": "C3-.",
+              "IQL: expectile over actions": "C0--", "HIQL: action-free expectile": "C1:"}
     figure, axes = plots.panels(1, 2, (9, 3.2), sharey=True)
-    for ax, slip in zip(axes[0], (0.0, 0.5)):
+    titles = {0.0: "every action does what it says", 0.5: "50% of actions slip"}
+    for ax, (slip, title) in zip(axes[0], titles.items()):
         env = envs.make("grid-fourrooms", slip=slip)
         distances = np.arange(1, env.distance.max() + 1)
         values = values_under_chance(env, discount, expectile)
-        for (name, line), v in zip(LADDER.items(), values.values()):
-            ax.plot(distances, [v[env.distance == d].mean() for d in distances], line, lw=2,
-                    label=name)
-        moves = "every action does what it says" if not slip else f"{slip:.0%} of actions slip"
-        ax.set(title=moves, xlabel="steps to the goal",
-               xticks=range(0, 21, 5))
+        for (label, line), v in zip(labels.items(), values.values()):
+            mean = [v[env.distance == d].mean() for d in distances]
+            ax.plot(distances, mean, line, lw=2, label=label)
+        ax.set(title=title, xlabel="steps to the goal", xticks=range(0, 21, 5))
     axes[0, 0].set_ylabel("exact value (mean of all pairs)")
     axes[0, 0].legend(fontsize=8)
     plots.save_figure(figure, path)

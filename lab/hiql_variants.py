@@ -191,17 +191,13 @@ def train(config, run=None):
                       actors={config.variant: hiql.Actor}, **PARTS[config.variant])
 
 
-def evaluate_saved(folder):
-    """The evaluation of a saved run, as `hiql.evaluate_saved`."""
-    saved = read_run(PROGRAM, folder)
-    return hiql.evaluate_saved(saved, make_maze(saved.config), {saved.config.variant: hiql.Actor})
-
-
 def main():
     given, call = parse(PROGRAM, __doc__, hiql.WORDS)
     with one_line_errors():
         if call.eval:
-            return show(evaluate_saved(call.eval))
+            saved = read_run(PROGRAM, call.eval)
+            return show(hiql.evaluate_saved(saved, make_maze(saved.config),
+                                            {saved.config.variant: hiql.Actor}))
         config = resolve(given)
         if call.seeds:
             return run_seeds(PROGRAM, call, given, config)

@@ -24,7 +24,6 @@ import hiro                             # first: it sets one BLAS thread before 
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -32,6 +31,7 @@ import envs
 from hiro import (draw_steps, explore_goal, explore_window, goal_transition, intrinsic_reward,
                   name_of, read, replay_add, sample_steps, sample_windows, schedule, td3_update)
 from lab.gym import measure_goal_range
+from lab.td3 import finish
 from support.flags import POSITIVE, option, parse, refuse_unused
 from support.runs import (Program, as_run, generators, one_line_errors, open_run, run_seeds, say,
                           show)
@@ -195,20 +195,20 @@ def pretrain(env, config, run):
     low, high, replay, half = (agent[x] for x in ("low", "high", "replay", "goal_range"))
     acting, explore, rng = hiro.Actor(agent, config), rngs["explore"], rngs["batch"]
     without_noise = dataclasses.replace(config, low_noise=0.0)
-    step, every = int(agent["step"]), config.eval_interval
-    due = (step // every + 1) * every
+    step, every, first = int(agent["step"]), config.eval_interval, config.pretrain_steps
     while step < config.steps:
         s, desired = read(env.reset(seed=int(rngs["episodes"].integers(2**31)))[0])
-        noise, over = explore.normal(size=len(half)), False
+        noise = explore.normal(size=len(half))
+        begun, over = step, False
         while not over:                                     # a window
-            row, rate, alone = {}, schedule(step, config), step < config.pretrain_steps
+            row, rate = {}, schedule(step, config)
+            alone = step < first
+            warm = step < config.warmup if alone else step < first + config.warmup
             if alone:
-                warm = step < config.warmup
                 g = np.clip(0.5 * half * explore.normal(size=len(half)), -half, half)
                 window, desired, over, terminated = explore_window(
                     env, s, desired, g.astype(np.float32), acting, warm, explore, config)
             else:
-                warm = step < config.pretrain_steps + config.warmup
                 g = explore_goal(acting, s, desired, noise, warm, explore, config)
                 window, desired, over, terminated = explore_window(
                     env, s, desired, g, acting, False, explore, without_noise)
@@ -217,7 +217,7 @@ def pretrain(env, config, run):
                 for _ in window["actions"]:
                     batch = sample_steps(replay, rng, half, config)
                     row["low_loss"] = td3_update(low, batch, rng, config.low_discount, rate, config)
-            if not alone and not warm:
+            elif not warm:
                 for _ in range(config.high_updates):
                     batch, _ = sample_windows(replay, rng, acting.low, half, config)
                     row["high_loss"] = td3_update(high, batch, rng, config.high_discount, rate,
@@ -225,28 +225,15 @@ def pretrain(env, config, run):
             s = window["states"][-1]
             step += len(window["actions"])
             agent["step"][...] = step
-            if alone and step >= config.pretrain_steps:
+            if alone and step >= first:
                 replay["count"][...] = 0
             run.step(step, row)
-        if due <= step < config.steps:
-            due = (step // every + 1) * every
-            if step >= config.warmup:
-                run.evaluated(step, hiro.evaluate(agent, env, config)[0])
+        due = begun // every < step // every and step < config.steps
+        if due and step >= config.warmup:
+            run.evaluated(step, hiro.evaluate(agent, env, config)[0])
+        if due or run.stopped:
             run.save(agent, rngs)
-        elif run.stopped:
-            run.save(agent, rngs)
-
-    found, episodes = hiro.evaluate(agent, env, config)
-    run.evaluated(step, found)
-    run.save(agent, rngs)
-    summary = {"env": name_of(env), "agent": "hiro, pretrain", "seed": config.seed,
-               "env_steps": step, **found, **hiro.summarise(run.logs, step),
-               "episodes": config.eval_episodes, "train_seconds": round(run.seconds(), 1)}
-    if run.folder:
-        hiro.draw(run, env, config, acting, episodes)
-    run.finish(summary)
-    return SimpleNamespace(summary=summary, agent=agent,
-                           actor=hiro.Actor(agent, config, env.eval_noise))
+    return finish(run, agent, rngs, env, config, hiro.Actor, "hiro, pretrain")
 
 
 def main():

@@ -130,27 +130,24 @@ def resolve(given):
     return config
 
 
+def evaluator(config):
+    """evaluate(act) in the world of a config."""
+    return lab.gym.evaluator(make(config.world)[0], config, seed=config.seed + 1)
+
+
 def train(config, run=None):
     """A whole run, as `hiql.train`, on data of the world and with episodes there."""
     data = collect(config.world, config.episodes, config.rows, config.noise, config.seed)
-    evaluate = lab.gym.evaluator(make(config.world)[0], config, seed=config.seed + 1)
-    return hiql.train(data, config, evaluate, run)
-
-
-def evaluate_saved(folder):
-    """The evaluation of a saved run. ValueError: it has no policy yet."""
-    saved = read_run(PROGRAM, folder)
-    config = saved.config
-    evaluate = lab.gym.evaluator(make(config.world)[0], config, seed=config.seed + 1)
-    env = DataAlone.restored(saved.agent["units"], config.goal_indices)
-    return hiql.evaluate_saved(saved, env, evaluate=evaluate)
+    return hiql.train(data, config, evaluator(config), run)
 
 
 def main():
     given, call = parse(PROGRAM, __doc__, hiql.WORDS)
     with one_line_errors():
         if call.eval:
-            return show(evaluate_saved(call.eval))
+            saved = read_run(PROGRAM, call.eval)
+            env = DataAlone.restored(saved.agent["units"], saved.config.goal_indices)
+            return show(hiql.evaluate_saved(saved, env, evaluate=evaluator(saved.config)))
         config = resolve(given)
         if call.seeds:
             return run_seeds(PROGRAM, call, given, config)

@@ -80,19 +80,12 @@ class HiroAgent:
 
 def read_agent(folder):
     """The agent of a run's folder. ValueError: it is of another program."""
-    path = os.path.join(folder, "checkpoint.npz")
-    meta = load_arrays(path, {"meta"}).get("meta")
-    program = json.loads(str(meta)).get("program") if meta is not None else None
+    meta = load_arrays(os.path.join(folder, "checkpoint.npz"), {"meta"}).get("meta", "{}")
     agents = {"hiql.py": HiqlAgent, "hiro.py": HiroAgent}
+    program = json.loads(str(meta)).get("program")
     if program not in agents:
         raise ValueError(f"{folder} holds no run of hiql.py or hiro.py")
     return agents[program](folder)
-
-
-def goal_at(maze, x, y):
-    """The goal (1,2) at horizontal and vertical coordinates of a picture; None in a wall."""
-    goal = np.array([[np.rint(y), np.rint(x)] if maze.discrete else [x, y]], float)
-    return goal if maze.is_free(goal)[0] else None
 
 
 class Board:
@@ -103,8 +96,7 @@ class Board:
         self.trail, self.asked, self.image = [], [], None       # places; subgoals; the values
         plots.draw_maze(ax, agent.maze)
         self.line, = ax.plot([], [], "C3-", lw=1.5, zorder=3)
-        self.arrow, = ax.plot([], [], "C1-", lw=2, zorder=4)
-        self.tip, = ax.plot([], [], "C1o", ms=5, zorder=4)
+        self.arrow, = ax.plot([], [], "C1-o", lw=2, ms=5, zorder=4)
         self.star, = ax.plot([], [], "r*", ms=14, zorder=4)
         self.dot, = ax.plot([], [], "ko", mec="w", ms=8, zorder=5)
         self.dot.set_data(*plots.plot_xy(agent.maze, agent.s))
@@ -117,34 +109,35 @@ class Board:
 
     def aim(self, x, y):
         """A new goal, unless it is in a wall; -> whether it is one."""
-        goal = goal_at(self.agent.maze, x, y)
-        if goal is None:
+        maze = self.agent.maze
+        goal = np.array([[np.rint(y), np.rint(x)] if maze.discrete else [x, y]], float)
+        if not maze.is_free(goal)[0]:
             self.ax.set_title("that is a wall", fontsize=10)
             return False
         values = self.agent.aim(goal)
         if values is not None:
             if self.image:
                 self.image.remove()
-            self.image = plots.draw_maze(self.ax, self.agent.maze, values, cmap="viridis")
-        self.star.set_data(*plots.plot_xy(self.agent.maze, goal))
-        self.going, self.trail, self.asked, self.steps = True, [self.agent.s[0]], [], 0
+            self.image = plots.draw_maze(self.ax, maze, values, cmap="viridis")
+        self.star.set_data(*plots.plot_xy(maze, goal))
+        self.going, self.trail, self.asked = True, [self.agent.s[0]], []
         return True
 
     def tick(self):
         """One step of an agent that has a goal."""
         if not self.going:
             return
-        start = self.agent.s[0]
         subgoal, reached = self.agent.step()
-        self.steps += 1
         self.trail.append(self.agent.s[0])
         self.asked.append(subgoal)
-        for line, points in ((self.line, self.trail), (self.arrow, [start, subgoal]),
-                             (self.tip, [subgoal]), (self.dot, self.trail[-1:])):
+        for line, points in ((self.line, self.trail), (self.dot, self.trail[-1:]),
+                             (self.arrow, [self.trail[-1], subgoal])):
             line.set_data(*plots.plot_xy(self.agent.maze, np.array(points)))
-        self.going = not reached and self.steps < STEPS
-        how = "reached" if reached else "not reached" if not self.going else "on the way"
-        self.ax.set_title(f"{how}, {self.steps} steps", fontsize=10)
+        self.going = not reached and len(self.asked) < STEPS
+        how = "reached" if reached else "on the way"
+        if not reached and not self.going:
+            how = "not reached"
+        self.ax.set_title(f"{how}, {len(self.asked)} steps", fontsize=10)
 
 
 def draw_goals(path, agent, goals):

@@ -19,10 +19,10 @@ import nets                             # first: it sets one BLAS thread before 
 
 import argparse
 import glob
-import importlib
 import inspect
 import math
 import os
+import pkgutil
 import re
 import shlex
 import sys
@@ -51,9 +51,9 @@ def runs_of(reference):
     runs = sorted((r for r in recorded(name)[0] if r["row"] == row), key=lambda r: int(r["seed"]))
     if not part:
         return runs
-    return [{**{key: x for key, x in r.items() if key in ("row", "seed", "train_seconds")},
-             **{key.removeprefix(f"{part}_"): x for key, x in r.items()
-                if key.startswith(f"{part}_")}} for r in runs]
+    common = "row", "seed", "train_seconds"
+    return [{key.removeprefix(f"{part}_"): x for key, x in run.items()
+             if key in common or key.startswith(f"{part}_")} for run in runs]
 
 
 def shown_rows(name):
@@ -117,7 +117,7 @@ def compare(one, other):
             lines.append(f"first success, by ranks, never last (Mann-Whitney): p = "
                          f"{mannwhitneyu(*never_last).pvalue:.2g}")
             continue
-        x, y = ([v for cell in side if len(cell) == 1 for v in cell] for side in cells)
+        x, y = ([cell[0] for cell in side if len(cell) == 1] for side in cells)
         if not x or not y or column == "peak_mb":
             continue
         difference, low, high = interval(x, y)
@@ -140,20 +140,19 @@ def table(name):
     experiment, rows, shown = read_experiments()[name], recorded(name)[0], shown_rows(name)
     if not rows:
         return f"{experiment.title}: not run yet."
-    lists = {c for runs in shown.values() for r in runs for c in experiment.columns
-             if " " in r.get(c, "")}                    # one number for each task
     earlier = {row: text.removeprefix(EARLIER) for row, text in experiment.rows.items()
                if text.startswith(EARLIER)}
-    heads = ["row", *(c.replace("_", " ") + ": mean" * (c in lists) for c in experiment.columns),
-             *(f"{c.replace('_', ' ')}, each seed" for c in experiment.each), "seeds", "minutes"]
+    heads = ["row", *experiment.columns, *(f"{c}, each seed" for c in experiment.each), "seeds",
+             "minutes"]
     if experiment.published:
         heads += ["mean", "published"]
-    lines = [heads]
+    lines = [[head.replace("_", " ").replace("per task", "per task: mean") for head in heads]]
     for row, runs in shown.items():
+        minutes = _array(runs, "train_seconds").mean() / 60
         cells = [row + " (earlier form)" * (row in earlier),
-                 *(_cell(runs, c, c in lists) for c in experiment.columns),
+                 *(_cell(runs, c) for c in experiment.columns),
                  *(" ".join(_short(r, c) for r in runs) for c in experiment.each),
-                 str(len(runs)), _minutes(runs)]
+                 str(len(runs)), f"{minutes:.1f}"]
         if experiment.published:
             mean = _array(runs, experiment.each[0]).mean()
             cells += [f"{mean:.3f}", experiment.published.get(row, "")]
@@ -161,7 +160,7 @@ def table(name):
     if len(lines) == 2 and len(heads) > 8:
         lines = list(zip(*lines))
     seeds = sorted({int(r["seed"]) for r in rows})
-    commits = [f"`{row.get('commit') or 'unknown'}`" for row in rows]
+    commits = [f"`{row['commit']}`" for row in rows]
     code = ", ".join(f"{x} ({commits.count(x)} rows)" for x in dict.fromkeys(commits))
     if len(set(commits)) == 1:
         code = commits[0]
@@ -185,21 +184,19 @@ def _array(runs, column):
     return np.array([x for r in runs if (x := numbers(r, column))])
 
 
-def _cell(runs, column, is_list):
+def _cell(runs, column):
+    """The estimate of a column; of one number for each task their means."""
     x = _array(runs, column)
     if not len(x):
         return ""
-    text = " ".join(f"{mean:.2f}" for mean in x.mean(0)) if is_list else estimate(x[:, 0])
-    return text + f" ({len(x)} of {len(runs)} seeds)" * (len(x) < len(runs))
+    if x.shape[1] > 1:
+        return " ".join(f"{mean:.2f}" for mean in x.mean(0))
+    return estimate(x[:, 0]) + f" ({len(x)} of {len(runs)} seeds)" * (len(x) < len(runs))
 
 
 def _short(run, column):
     """One seed's number in a list of all seeds, "-" if it is missing."""
-    return ",".join(f"{x:.2f}" if x < 10 else f"{x:.0f}" for x in numbers(run, column)) or "-"
-
-
-def _minutes(runs):
-    return f"{_array(runs, 'train_seconds').mean() / 60:.1f}"
+    return " ".join(f"{x:.2f}" if x < 10 else f"{x:.0f}" for x in numbers(run, column)) or "-"
 
 
 # README's table, {task: rows}: HIQL's and the flat policy's; HIRO's, TD3's, without the correction
@@ -220,21 +217,19 @@ HIRO_TASKS = {
 def headline():
     """README's table: mean success and its range over seeds (HIQL), solved seeds (HIRO)."""
     lines, files = [["", "task", "agent", "without hierarchy", "without correction"]], []
-    for algorithm, tasks, cell in (("HIQL", HIQL_TASKS, _mean), ("HIRO", HIRO_TASKS, _solved)):
+    for algorithm, tasks in (("HIQL", HIQL_TASKS), ("HIRO", HIRO_TASKS)):
         for task, rows in tasks.items():
-            cells = [cell(_array(runs_of(row), "success")[:, 0]) for row in rows]
+            cells = []
+            for row in rows:
+                x = _array(runs_of(row), "success")
+                cell = f"{(x >= SOLVED).sum()} of {len(x)} seeds"
+                if algorithm == "HIQL":
+                    cell = f"{x.mean():.2f} ({x.min():.2f} to {x.max():.2f}, {len(x)} seeds)"
+                cells.append(cell)
+                files.append(f"`results/{parts_of(row)[0]}.csv`")
             lines.append([algorithm, task, *cells, *[""] * (3 - len(cells))])
-            files += [f"`results/{parts_of(row)[0]}.csv`" for row in rows]
     return "\n".join([*_markdown(lines), "", f"From {', '.join(dict.fromkeys(files))}, by "
                       f"`{PROGRAM} report`."])
-
-
-def _mean(x):
-    return f"{x.mean():.2f} ({x.min():.2f} to {x.max():.2f}, {len(x)} seeds)"
-
-
-def _solved(x):
-    return f"{(x >= SOLVED).sum()} of {len(x)} seeds"
 
 
 # --------------------------------------------------------------------------- report
@@ -263,14 +258,13 @@ def _renewed(kind, what):
     if kind == "headline":
         return headline()
     if kind == "code":
-        module, _, name = what.partition(".")
-        source = inspect.getsource(getattr(importlib.import_module(module), name))
-        return f"```python\n{source}```"
+        return f"```python\n{inspect.getsource(pkgutil.resolve_name(what))}```"
     if kind == "table":
         if what not in read_experiments():
             raise ValueError(f"there is no experiment {what}")
         return table(what)
-    lines = [f"{PROGRAM} compare {shlex.join(what.split(' - '))}", *compare(*what.split(" - "))]
+    rows = what.split(" - ")
+    lines = [f"{PROGRAM} compare {shlex.join(rows)}", *compare(*rows)]
     return "\n".join(f"    {line}" for line in lines)
 
 
@@ -278,9 +272,8 @@ def renew():
     """Renew README.md, every docs/*.md and the pictures; nothing is written if a mark is wrong. A
     picture is drawn if its file is missing or its table has changed."""
     texts = {}
-    for path in [os.path.join(HERE, "README.md"),
-                 *sorted(glob.glob(os.path.join(glob.escape(HERE), "docs", "*.md")))]:
-        with open(path) as file:
+    for path in ["README.md", *sorted(glob.glob("docs/*.md", root_dir=HERE))]:
+        with open(os.path.join(HERE, path)) as file:
             old = file.read()
         texts[path] = old, report(old)
     for name, experiment in read_experiments().items():
@@ -291,8 +284,8 @@ def renew():
             print(f"drew pictures/{name}.png")
     for path, (old, new) in texts.items():
         if new != old:
-            write(path, new)
-            print(f"renewed the tables of {os.path.relpath(path, HERE)}")
+            write(os.path.join(HERE, path), new)
+            print(f"renewed the tables of {path}")
     if all(old == new for old, new in texts.values()):
         print("every table is up to date")
 
@@ -319,19 +312,17 @@ def draw_experiment(name):
     row; a column of numbers the seeds of each row as dots.
     """
     rows, columns = shown_rows(name), read_experiments()[name].picture
-    shown = {}                                          # {column: {row: (seeds, length)}}
-    for column in columns:
-        runs = {row: _array(seeds, column) for row, seeds in rows.items()}
-        shown[column] = {row: x for row, x in runs.items() if len(x)}
-    across, down = min(2, len(shown)), math.ceil(len(shown) / 2)
-    high = max(3.4, 0.4 * max(map(len, shown.values())))
+    across, down = min(2, len(columns)), math.ceil(len(columns) / 2)
+    high = max(3.4, 0.4 * len(rows))
     figure, axes = panels(down, across, (5 * across, high * down))
-    for ax, (column, runs) in zip(axes.flat, shown.items()):
-        if next(iter(runs.values())).shape[1] == 1:
-            _draw_dots(ax, runs)
+    for ax, column in zip(axes.flat, columns):
+        found = {row: _array(runs, column) for row, runs in rows.items()}
+        found = {row: x for row, x in found.items() if len(x)}
+        if next(iter(found.values())).shape[1] == 1:
+            _draw_dots(ax, found)
             ax.set_xlabel(WORDS.get(column, column))
             continue
-        for i, (row, y) in enumerate(runs.items()):
+        for i, (row, y) in enumerate(found.items()):
             x = np.arange(1, y.shape[1] + 1)
             if column.endswith("_curve"):
                 x = x * _array(rows[row], "env_steps")[0, 0] / y.shape[1] / 1000
@@ -362,7 +353,7 @@ def _draw_dots(ax, runs):
     interquartile mean and its interval."""
     for i, x in enumerate(runs.values()):
         mean, low, high = interval(x[:, 0])
-        apart = 0.12 * np.linspace(-1, 1, len(x)) if len(x) > 1 else np.zeros(1)    # all are seen
+        apart = 0.12 * np.linspace(-1, 1, len(x))               # all are seen
         ax.plot(np.sort(x[:, 0]), apart - i, "C0o", ms=4, alpha=0.5, label="a seed" * (not i))
         ax.errorbar(mean, -i - 0.27, xerr=[[mean - low], [high - mean]], fmt="C1|", capsize=3,
                     label="interquartile mean, 95 %" * (not i))
@@ -398,8 +389,8 @@ def main():
     renewal = commands.add_parser("report", help="renew the tables and pictures from results/")
     renewal.add_argument("--gather", metavar="DIR", help="add what `run --seed --out DIR` wrote")
     two = commands.add_parser("compare", help="the difference of two rows, with its interval")
-    for which in ("one", "other"):
-        two.add_argument(which, metavar="NAME:ROW[:PART]")
+    two.add_argument("one", metavar="NAME:ROW[:PART]")
+    two.add_argument("other", metavar="NAME:ROW[:PART]")
     given = p.parse_args()
     with one_line_errors():
         if given.list:

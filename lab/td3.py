@@ -79,13 +79,12 @@ def train(env, config, run=None, *, evaluate=hiro.evaluate):
     run.begin(agent, rngs, config.steps, config.warmup)     # one to go on with gets its agent
 
     level, replay, acting = agent["low"], agent["replay"], Actor(agent, config)
-    explore, rng = rngs["explore"], rngs["batch"]
-    step, every = int(agent["step"]), config.eval_interval
-    due = (step // every + 1) * every
+    explore, rng, every = rngs["explore"], rngs["batch"], config.eval_interval
+    step = int(agent["step"])
     while step < config.steps:
         s, desired = read(env.reset(seed=int(rngs["episodes"].integers(2**31)))[0])
         explore.normal(size=len(desired))       # hiro's goal noise: keeps the numbers of old runs
-        over = False
+        begun, over = step, False
         while not over:                                     # a window
             warm, row = step < config.warmup, {}
             window, desired, over, terminated = explore_window(env, s, desired, desired, acting,
@@ -101,25 +100,28 @@ def train(env, config, run=None, *, evaluate=hiro.evaluate):
                     row["low_loss"] = td3_update(level, batch, rng, config.low_discount, rate,
                                                  config)
             run.step(step, row)
-        if due <= step < config.steps:
-            due = (step // every + 1) * every
-            if step >= config.warmup:
-                run.evaluated(step, evaluate(agent, env, config, Actor)[0])
+        due = begun // every < step // every and step < config.steps
+        if due and step >= config.warmup:
+            run.evaluated(step, evaluate(agent, env, config, Actor)[0])
+        if due or run.stopped:
             run.save(agent, rngs)
-        elif run.stopped:
-            run.save(agent, rngs)
+    return finish(run, agent, rngs, env, config, Actor, "td3", evaluate)
 
-    found, episodes = evaluate(agent, env, config, Actor)
+
+def finish(run, agent, rngs, env, config, actor, title, evaluate=hiro.evaluate):
+    """The end of a run: evaluation, checkpoint, pictures, summary -> result as of `hiro.train`."""
+    step = int(agent["step"])
+    found, episodes = evaluate(agent, env, config, actor)
     run.evaluated(step, found)
     run.save(agent, rngs)
-    summary = {"env": name_of(env), "agent": "td3", "seed": config.seed, "env_steps": step, **found,
+    if run.folder:
+        hiro.draw(run, env, config, actor(agent, config), episodes)
+    summary = {"env": name_of(env), "agent": title, "seed": config.seed, "env_steps": step, **found,
                **hiro.summarise(run.logs, step), "episodes": config.eval_episodes,
                "train_seconds": round(run.seconds(), 1)}
-    if run.folder:
-        hiro.draw(run, env, config, acting, episodes)
     run.finish(summary)
     return SimpleNamespace(summary=summary, agent=agent,
-                           actor=Actor(agent, config, env.eval_noise))
+                           actor=actor(agent, config, env.eval_noise))
 
 
 def main():

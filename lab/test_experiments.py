@@ -31,9 +31,10 @@ def meant(command, monkeypatch):
     """The configuration that a command line means today, as a JSON file would have it."""
     module, (program, words) = module_of(command), experiments.command_line(command)
     monkeypatch.setattr(sys, "argv", [program, *words])
-    flags = hiql.WORDS if issubclass(module.Config, hiql.Config) else hiro.WORDS
+    resolve = getattr(module, "resolve", hiro.resolve)
+    flags = hiql.WORDS if issubclass(module.PROGRAM.config_class, hiql.Config) else hiro.WORDS
     given, _ = parse(module.PROGRAM, "", flags)
-    return json.loads(json.dumps(dataclasses.asdict(module.resolve(given))))
+    return json.loads(json.dumps(dataclasses.asdict(resolve(given))))
 
 
 def test_results_are_those_of_the_command_lines(monkeypatch):

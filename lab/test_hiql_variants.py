@@ -1,5 +1,4 @@
-"""Tests of lab/hiql_variants.py: its losses; each variant is trained by its parts. The goals of
-reached-by-state: lab/test_exact.py."""
+"""Tests of lab/hiql_variants.py: its losses; each variant is trained by its parts."""
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
@@ -9,31 +8,26 @@ import pytest
 import envs
 import hiql
 from lab import hiql_variants as variants
-from nets import flatten, mlp, tree_map
+from lab.conftest import toy
+from nets import flatten, mlp
 from support.runs import generators
 
 
-def toy(variant, discrete=False, **changes):
-    """A small float64 problem: config, maze, parameters (perturbed, target differs), a batch."""
+def problem(variant, discrete=False, **changes):
+    """Config, maze, parameters, batch."""
     config = variants.resolve({
         "variant": variant, "env": "grid-fourrooms" if discrete else "point-medium",
         "hidden_dims": (4, 3), "batch_size": 8, "train_flat": False, **changes})
-    env, rng = envs.make(config.env), np.random.default_rng(0)
-    data = envs.collect(env, rng, episodes=3, rows=30)
+    env = envs.make(config.env)
     init = variants.PARTS[variant].get("init_params", hiql.init_params)
-    params = init(config, env, data, generators(0, "init", "flat"))
-    params = tree_map(lambda w: w + 0.2 * rng.normal(size=w.shape), params)
-    batch = hiql.sample(data, data.valid, rng, config, env)
-    batch = {k: x.astype(float) if x.dtype == np.float32 else x for k, x in batch.items()}
-    batch["masks"][0] = batch["rewards"][0] = 0         # one success at least
-    return config, env, params, batch
+    return config, env, *toy(config, env, init)
 
 
 @pytest.mark.parametrize("variant, names", [("learned-residual", ["value"]), ("paper", ["value"]),
                                             ("learned-std", ["high", "low"])])
 def test_gradient_certificate(variant, names):
     """Every loss: analytic derivatives of the networks it changes equal the complex step."""
-    config, env, params, batch = toy(variant)
+    config, env, params, batch = problem(variant)
     for name in names:
         loss = variants.PARTS[variant]["losses"][name]
         learned = {"value", "phi"} if name == "value" else {name}
@@ -48,7 +42,7 @@ def test_gradient_certificate(variant, names):
                                             ("paper", 1)])
 def test_value_losses_by_hand(variant, heads):
     """Row by row from the equations; the weight by the target's or the learned value's residual."""
-    c, env, params, batch = toy(variant, expectile=0.8, discount=0.9)
+    c, env, params, batch = problem(variant, expectile=0.8, discount=0.9)
     s, s1, g = (batch[k] for k in ("observations", "next_observations", "value_goals"))
 
     def v(p, s):
@@ -83,7 +77,7 @@ def test_a_learned_std_by_hand():
     assert variants.awr(p, x, target, weight)[0] == pytest.approx(
         -(weight * np.log(density).sum(1)).mean(), rel=1e-12)
     for discrete, rep_type in ((False, "phi_sg"), (True, "none")):
-        c, env, params, batch = toy("learned-std", discrete, rep_type=rep_type, low_alpha=0.7)
+        c, env, params, batch = problem("learned-std", discrete, rep_type=rep_type, low_alpha=0.7)
         for name in ("high", "low"):
             assert ("std" in params[name]) == (name == "high" or not discrete)
             for log_std in params[name].get("std", {}).values():
@@ -93,6 +87,20 @@ def test_a_learned_std_by_hand():
             assert a == pytest.approx(b, rel=1e-12)
             for path, x in flatten(expected).items():
                 np.testing.assert_allclose(flatten(grads)[path], x, atol=1e-12)
+
+
+def test_goals_that_are_reached_by_state():
+    """In another row of the goal's cell too, unlike in hiql.py; all else is the same."""
+    config = hiql.resolve({"env": "grid-fourrooms", "batch_size": 500})
+    env = envs.make(config.env)
+    data = envs.collect(env, np.random.default_rng(0), episodes=3, rows=30)
+    plain, batch = (sample(data, data.valid, np.random.default_rng(1), config, env)
+                    for sample in (hiql.sample, variants.reached_by_state))
+    here = (batch["observations"] == batch["value_goals"]).all(1)
+    assert (batch["masks"] == ~here).all() and (batch["rewards"] == -batch["masks"]).all()
+    assert (plain["masks"] > batch["masks"]).any()
+    for name in plain.keys() - {"masks", "rewards"}:
+        assert (batch[name] == plain[name]).all()
 
 
 def test_what_the_paper_sets():
@@ -105,20 +113,18 @@ def test_what_the_paper_sets():
         variants.resolve({"variant": "rbf"})
 
 
-def test_a_variant_is_trained_by_its_parts(monkeypatch, small_data):
+def test_a_variant_is_trained_by_its_parts(monkeypatch):
     """Its maze and functions are given to `hiql.train`; one head's target begins as its copy."""
+    monkeypatch.setattr(hiql, "train", lambda data, config, **parts: parts)
     for variant, parts in variants.PARTS.items():
         env = "pointmaze-medium-stitch-v0" if variant in variants.ENCODINGS else "point-medium"
-        with monkeypatch.context() as patch:
-            patch.setattr(hiql, "train", lambda data, config, **parts: parts)
-            given = variants.train(variants.Config(variant=variant, env=env))
+        given = variants.train(variants.Config(variant=variant, env=env))
         assert given.items() >= parts.items() and given["actors"] == {variant: hiql.Actor}
         assert variant not in variants.ENCODINGS or (
             given["env"].encoding == variants.ENCODINGS[variant])
-    config = variants.resolve({"variant": "paper", "quick": True, "steps": 1, "policy_steps": 0})
-    monkeypatch.setattr(hiql, "update", lambda *_: {})
-    monkeypatch.setattr(envs.PointMaze, "limits", lambda env, s, g: np.full(len(s), 10))
-    params = variants.train(config).agent["params"]
+    config, env = variants.resolve({"variant": "paper"}), envs.make("point-medium")
+    data = envs.collect(env, np.random.default_rng(0), episodes=3, rows=30)
+    params = variants.one_head(config, env, data, generators(0, "init", "flat"))
     for name, x in flatten(params["value"]).items():
         copied = flatten(params["target"]["value"])[name]
         assert len(x) == 1 and (x == copied).all() and not np.shares_memory(x, copied)

@@ -1,5 +1,4 @@
-"""README.md: its pieces of Python, run with fewer steps, and its commands; the names in it and in
-docs/companion.md."""
+"""README.md: its pieces of Python, run with fewer steps, and its commands; names in documents."""
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
@@ -17,10 +16,11 @@ from lab import own_data
 from lab.test_experiments import meant, module_of
 from support.runs import HERE
 
-with open(os.path.join(HERE, "README.md")) as file:
-    README = file.read()
-with open(os.path.join(HERE, "docs", "companion.md")) as file:
-    COMPANION = file.read()
+TEXTS = {}                              # {path from the top folder: text}
+for path in ["README.md", *glob.glob("docs/*.md", root_dir=HERE)]:
+    with open(os.path.join(HERE, path)) as file:
+        TEXTS[path] = file.read()
+README = TEXTS["README.md"]
 PIECES = [x for x in re.findall("```python\n(.*?)```", README, re.S) if x.startswith("import")]
 FEWER = {'"steps": 2000': '"steps": 20, "eval_episodes": 1, "train_flat": False',
          '"env": "none"': '"env": "none", "steps": 20, "eval_episodes": 5',
@@ -64,17 +64,21 @@ def test_its_commands_are_understood(monkeypatch):
 
 
 def test_the_names_in_texts_exist():
-    """Functions, tests, and the deviations in their register."""
+    """Functions, tests, and the deviations in their register; files, and targets of links."""
     tests = ""
     for path in glob.glob(os.path.join(HERE, "**", "test_*.py"), recursive=True):
         with open(path) as file:
             tests += file.read()
-    with open(os.path.join(HERE, "docs", "deviations.md")) as file:
-        register = file.read()
-    for name in re.findall(r"`((?:hiql|hiro|envs|lab)\.[\w.]*\w)`", README + COMPANION):
-        if not name.endswith(".py"):
-            assert pkgutil.resolve_name(name)
-    for name in re.findall(r"`(test_\w+)`", README + COMPANION):
+    text = TEXTS["README.md"] + TEXTS["docs/companion.md"]
+    for name in re.findall(r"`((?:hiql|hiro|envs|lab)\.[\w.]*\w)`", text):
+        assert name.endswith(".py") or pkgutil.resolve_name(name)
+    for name in re.findall(r"`(test_\w+)`", text):
         assert f"def {name}(" in tests, name
-    for tag in re.findall(r"\b[DE]\d+\b", README + COMPANION):
-        assert f"\n| {tag} |" in register, tag
+    for tag in re.findall(r"\b[DE]\d+\b", text):
+        assert f"\n| {tag} |" in TEXTS["docs/deviations.md"], tag
+    for path, text in TEXTS.items():
+        for name in re.findall(r"`((?:lab|support|docs|results|pictures|data)/[\w.-]+)`", text):
+            assert "NAME" in name or os.path.exists(os.path.join(HERE, name)), (path, name)
+        for link in re.findall(r"\]\(([^)#\s]+)", re.sub(r"`[^`\n]*`", "", text)):
+            there = os.path.join(HERE, os.path.dirname(path), link)
+            assert link.startswith("http") or os.path.exists(there), (path, link)

@@ -2,43 +2,20 @@
 
 import nets                             # first: it sets one BLAS thread before numpy loads
 
-import glob
-import os
 import re
 
 import pytest
 
 from lab import tables
-from lab.experiments import read_experiments
-from support.runs import HERE
-
-
-def documents():
-    """{path from the top folder: text} of README.md and docs/*.md."""
-    paths = [os.path.join(HERE, "README.md"), *glob.glob(os.path.join(HERE, "docs", "*.md"))]
-    found = {}
-    for path in paths:
-        with open(path) as file:
-            found[os.path.relpath(path, HERE)] = file.read()
-    return found
+from lab.experiments import read_experiments, record
+from lab.test_readme import TEXTS
 
 
 def test_a_report_on_what_is_committed_changes_nothing():
-    texts = documents()
-    for path, text in texts.items():
+    for path, text in TEXTS.items():
         assert tables.report(text) == text, f"{path}: run python -m lab.tables report"
-    shown = re.findall(r"^<!-- table (.+?) -->$", "\n".join(texts.values()), re.M)
+    shown = re.findall(r"^<!-- table (.+?) -->$", "\n".join(TEXTS.values()), re.M)
     assert set(shown) == set(read_experiments())
-    assert "<!-- headline -->" in texts["README.md"]
-
-
-def test_the_documents_name_files_that_exist():
-    for path, text in documents().items():
-        for name in re.findall(r"`((?:lab|support|docs|results|pictures|data)/[\w.-]+)`", text):
-            assert "NAME" in name or os.path.exists(os.path.join(HERE, name)), (path, name)
-        for link in re.findall(r"\]\(([^)#\s]+)", re.sub(r"`[^`\n]*`", "", text)):
-            there = os.path.join(HERE, os.path.dirname(path), link)
-            assert link.startswith("http") or os.path.exists(there), (path, link)
 
 
 def test_interquartile_mean_and_interval():
@@ -55,22 +32,22 @@ def test_interquartile_mean_and_interval():
     assert tables.estimate([0.12345]) == "0.123"
 
 
-def test_tables_comparisons_and_pictures_are_renewed(project, write_ini, write_results, program):
+def test_tables_comparisons_and_pictures_are_renewed(project, program):
     """An agent that was trained beside a row is in both; then nothing is left to renew."""
-    write_ini("[a]\ntitle = T\nseeds = 0-1\ncolumns = success tasks peak_mb\n"
-              "beside = a:x:flat\n"
-              "picture = success x_curve\nx = hiql.py\n")
-    write_results("a", [
-        {"row": "x", "seed": seed, "train_seconds": 60, "success": 1 - seed, "flat_success": seed,
-         "tasks": [1, seed], "peak_mb": 250, "env_steps": 40, "x_curve": [seed, 1]}
-        for seed in (1, 0)])
+    (project / "lab" / "experiments.ini").write_text(
+        "[a]\ntitle = T\nseeds = 0-1\ncolumns = success tasks_per_task\nbeside = a:x:flat\n"
+        "picture = success x_curve\nx = hiql.py\n")
+    record("a", [{"row": "x", "seed": seed, "train_seconds": 60, "success": 1 - seed,
+                  "flat_success": seed, "tasks_per_task": [1, seed], "env_steps": 40,
+                  "x_curve": [seed, 1], "commit": "c"} for seed in (1, 0)], {})
     page = project / "docs" / "page.md"
     page.write_text("a\n<!-- table a -->\nold\n<!-- end -->\nb `<!-- end -->`\n"
                     "<!-- compare a:x - a:x:flat -->\nold\nold\n<!-- end -->\nc\n")
     assert program("report") == 0 and (project / "pictures" / "a.png").exists()
     new = page.read_text()
     assert new.startswith(f"a\n<!-- table a -->\n{tables.table('a')}\n<!-- end -->\nb `<!-- end")
-    assert "| flat | 0.5 (0 to 1) |  |  | 0.00 1.00 | 2 | 1.0 |" in new
-    assert "| x | 0.5 (0 to 1) | 1.00 0.50 | 250 (250 to 250) | 1.00 0.00 | 2 | 1.0 |" in new
+    assert "| row | success | tasks per task: mean | success, each seed | seeds | minutes |" in new
+    assert "| flat | 0.5 (0 to 1) |  | 0.00 1.00 | 2 | 1.0 |" in new
+    assert "| x | 0.5 (0 to 1) | 1.00 0.50 | 1.00 0.00 | 2 | 1.0 |" in new
     assert "0.500 (2 seeds) - 0.500 (2 seeds) = +0.000 [-1.000, +1.000]\n<!-- end -->\nc\n" in new
     assert program("report") == program("--list") == 0 and page.read_text() == new

@@ -20,7 +20,6 @@ import nets                             # first: it sets one BLAS thread before 
 
 import math
 import os
-import sys
 import time
 
 import numpy as np
@@ -273,7 +272,7 @@ def show_theory(seed, folder=None):
         draw_theory(os.path.join("runs", "theory.png"), seed)
         return print("drawn: runs/theory.png")
     write_json(os.path.join(folder, "config.json"), {
-        "config": {"theory": True, "seed": seed}, "argv": sys.argv[1:], **code_and_versions()})
+        "config": {"theory": True, "seed": seed}, "history": [code_and_versions()]})
     write_json(os.path.join(folder, "summary.json"), {
         "seed": seed, **summary, "train_seconds": round(time.perf_counter() - start, 1)})
 
