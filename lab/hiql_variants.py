@@ -7,6 +7,8 @@ learned-residual   the expectile's weight by the learned value's residual [D1]
 learned-std        a learned standard deviation, without bounds, for the high-level policy and for
                    a Gaussian low-level policy [D7]
 reached-by-state   a goal counts as reached in every equal state of the data [D5]
+labelled-only      trajectories whose actions --action-free hides are left out altogether: the
+                   control of claim 4
 positions, rbf, direction, rbf+direction
                    what networks see on OGBench's mazes, instead of the maze's own encoding [D15]
 paper              the paper as written: one head, the weight by the learned residual, phi(g), the
@@ -31,7 +33,8 @@ from support.runs import Program, one_line_errors, open_run, read_run, run_seeds
 
 ENCODINGS = {"positions": "position", "rbf": "rbf", "direction": "direction",
              "rbf+direction": "rbf+direction"}          # {variant: encoding of OGBench's mazes}
-VARIANTS = ("one-head", "learned-residual", "learned-std", "reached-by-state", *ENCODINGS, "paper")
+VARIANTS = ("one-head", "learned-residual", "learned-std", "reached-by-state", "labelled-only",
+            *ENCODINGS, "paper")
 
 
 @dataclass
@@ -61,6 +64,9 @@ def resolve(given):
         config.policy_steps = config.steps
     if config.variant in ENCODINGS and not config.env.startswith("pointmaze-"):
         raise ValueError(f"--variant {config.variant} is for OGBench's mazes")
+    if config.variant == "labelled-only" and not config.action_free:
+        raise ValueError("--variant labelled-only leaves out what --action-free hides; without it "
+                         "that is nothing")
     return config
 
 
@@ -163,6 +169,16 @@ def reached_by_state(data, rows, rng, config, env):
     return batch
 
 
+# -------------------------------------------------------------------------------------- data
+
+
+def labelled_only(config, env, data, rngs):
+    """Parameters as by `hiql.init_params`; rows whose action is hidden lose their transition, so
+    that they are neither states nor goals of any loss."""
+    data.valid = data.labelled
+    return hiql.init_params(config, env, data, rngs)
+
+
 # ------------------------------------------------------------------------------- the program
 
 
@@ -172,6 +188,7 @@ PARTS = {                               # of each variant: arguments of `hiql.tr
     "learned-std": dict(init_params=with_std,
                         losses={**hiql.LOSSES, "high": high_loss, "low": low_loss}),
     "reached-by-state": dict(sample=reached_by_state),
+    "labelled-only": dict(init_params=labelled_only),
     "paper": dict(init_params=one_head, losses={**hiql.LOSSES, "value": learned_residual}),
     **{name: {} for name in ENCODINGS}}
 

@@ -103,6 +103,24 @@ def test_goals_that_are_reached_by_state():
         assert (batch[name] == plain[name]).all()
 
 
+def test_the_control_never_sees_hidden_trajectories():
+    """No batch of it, nor its first layers, contains a row of a trajectory without actions."""
+    config = variants.resolve({"variant": "labelled-only", "action_free": 0.6, "hidden_dims": (40, 5)})
+    env, seen, rngs = envs.make(config.env), set(), generators(0, "hide", "init", "flat", "batch")
+    env.encode = lambda s: (seen.update(map(tuple, s.reshape(-1, 2))), s)[1]
+    data = envs.collect(env, np.random.default_rng(0), episodes=10, rows=30)
+    hiql.hide_actions(data, config.action_free, rngs["hide"])
+    shown = np.isin(data.last, data.last[data.labelled])
+    seen.clear()
+    variants.labelled_only(config, env, data, rngs)
+    for _ in range(5):
+        hiql.sample(data, data.valid, rngs["batch"], config, env)
+    seen.discard(tuple(data.observations[0]))           # whose shape alone is read
+    assert len(seen) > 30 and seen <= set(map(tuple, data.observations[shown]))
+    with pytest.raises(ValueError, match="labelled-only leaves out what --action-free hides"):
+        variants.resolve({"variant": "labelled-only"})
+
+
 def test_what_the_paper_sets():
     """Its order and phi, at published rates; flags go first."""
     c = variants.resolve({"variant": "paper", "steps": 70})
