@@ -744,15 +744,15 @@ def draw(run, params, config, env, episodes):
     if "value" not in params:
         return
     points, maps = plots.free_points(env), []
-    paths, goals, _ = next(iter(episodes.values()))
+    paths, goals, success = next(iter(episodes.values()))
     for i in range(len(env.tasks)):
         path, goal = paths[:, i, 0], goals[i, :1]
         v = value_map(params, points, goal.repeat(len(points), 0), config, env)
         starts, subgoals = path[::config.subgoal_steps], None
         if "high" in params:
             subgoals = subgoal_places(params, starts, goal, points, config, env)
-        maps.append({"values": v, "path": path, "goal": goal[0], "starts": starts,
-                     "subgoals": subgoals})
+        maps.append({"values": v, "path": path, "goal": goal[0], "success": success[i, 0],
+                     "starts": starts, "subgoals": subgoals})
     plots.draw_value(run.path("value.png"), env, maps)
 
 

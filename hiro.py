@@ -664,14 +664,19 @@ def summarise(logs, step):
 
 
 def draw(run, env, config, acting, episodes):
-    """The pictures of a run: learning curve, relabelling over training, an episode of each test."""
+    """The pictures of a run: learning curve, relabelling over training, an episode of each test
+    until its goal is reached."""
     plots.draw_curve(run.path("curve.png"), run.logs, "step")
     if any("relabel_fraction" in row for row in run.logs["train"]):
         plots.draw_correction(run.path("correction.png"), run.logs)
     if episodes:
-        tests = {name: {"path": paths[:, 0, :2], "goal": goals[0, :2], "asked": asked[:, 0, :2],
-                        "blocks": env.blocks(paths[:, 0])}
-                 for name, (paths, asked, goals, _) in episodes.items()}
+        tests = {}
+        for name, (paths, asked, goals, _) in episodes.items():
+            reached = env.reached(env.distance(paths[:, 0], goals[:1]))
+            path = paths[:reached.argmax() + 1 if reached.any() else None, 0]
+            asked = asked[:math.ceil(len(path) / config.subgoal_interval), 0]
+            tests[name] = {"path": path[:, :2], "goal": goals[0, :2], "asked": asked[:, :2],
+                           "blocks": env.blocks(path)}
         plots.draw_episodes(run.path("episodes.png"), env.maze, tests,
                             config.subgoal_interval if acting.hierarchical else None)
 

@@ -28,8 +28,6 @@ import numpy as np
 from support.flags import seed_range
 from support.runs import HERE, load_arrays, read_json, run_processes, write_json, write_rows
 
-EARLIER = "recorded: "          # what a row without a command begins with
-
 # --------------------------------------------------------------------------- experiments.ini
 
 
@@ -42,8 +40,7 @@ class Experiment:
     each: list              # columns shown for every seed too; default: the first of `columns`
     picture: list           # columns that `tables.draw_experiment` draws
     beside: list            # rows of other experiments to show first: NAME:ROW[:PART]
-    rows: dict              # {row: command line, without "python"}; or EARLIER and what it was,
-                            # for a row of an earlier form that is shown and not run any more
+    rows: dict              # {row: command line, without "python"}
     seeds: dict             # {row: seeds}; a line "ROW seeds = A-B" is for one row alone
     published: dict         # {row: what others report}, from lines "ROW published = TEXT"
 
@@ -136,8 +133,7 @@ def run_experiment(name, jobs, seed=None, out=None):
     have = {run_of(row) for row in rows}
     for s in planned if seed is None else [seed]:
         for row, command in experiment.rows.items():
-            known = s not in experiment.seeds[row] or (row, s) in have
-            if not known and not command.startswith(EARLIER):
+            if s in experiment.seeds[row] and (row, s) not in have:
                 runs[f"{row} seed {s}"] = _run(name, row, command, s, out)
     if not runs:
         return []

@@ -28,9 +28,9 @@ import shlex
 import sys
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap, mannwhitneyu, trim_mean
+from scipy.stats import binomtest, bootstrap, fisher_exact, mannwhitneyu, trim_mean
 
-from lab.experiments import (EARLIER, cost, gather, numbers, parts_of, read_experiments, recorded,
+from lab.experiments import (cost, gather, numbers, parts_of, read_experiments, recorded,
                              run_experiment)
 from support.flags import Parser, filled
 from support.plots import panels, save_figure
@@ -97,12 +97,17 @@ def estimate(x):
     return middle + spread * (len(x) > 1)
 
 
+def solved(x):
+    """"k of n seeds" whose success x (n,) is at least SOLVED."""
+    return f"{(np.asarray(x) >= SOLVED).sum()} of {len(x)} seeds"
+
+
 def compare(one, other):
     """The differences of two rows, NAME:ROW[:PART]: lines of text.
 
     A line for each column of the first experiment's table that holds one number for each run in
-    both, except peak_mb: both interquartile means, their difference and its 95 % interval; of the
-    first success the p-value of its ranks.
+    both: both interquartile means, their difference and its 95 % interval. Where there is a first
+    success (HIRO), the p-value of its ranks, and of the success that of the solved seeds.
     ValueError: a row without runs.
     """
     sides, lines = [runs_of(one), runs_of(other)], []
@@ -110,7 +115,8 @@ def compare(one, other):
         if not side or not set(side[0]) - {"row", "seed", "train_seconds"}:
             raise ValueError(f"{reference}: no such row in results/; rows are named NAME:ROW, such "
                              "as hiro:hiro, or NAME:ROW:PART, such as default:hiql:flat")
-    for column in read_experiments()[parts_of(one)[0]].columns:
+    columns = read_experiments()[parts_of(one)[0]].columns
+    for column in columns:
         cells = [[numbers(r, column) for r in side] for side in sides]
         if column == "first_success":
             never_last = [[cell[0] if cell else np.inf for cell in side] for side in cells]
@@ -118,7 +124,12 @@ def compare(one, other):
                          f"{mannwhitneyu(*never_last).pvalue:.2g}")
             continue
         x, y = ([cell[0] for cell in side if len(cell) == 1] for side in cells)
-        if not x or not y or column == "peak_mb":
+        if not x or not y:
+            continue
+        if column == "success" and "first_success" in columns:
+            counts = [[(np.array(z) >= SOLVED).sum(), (np.array(z) < SOLVED).sum()] for z in (x, y)]
+            lines.append(f"solved: {solved(x)} - {solved(y)} (Fisher, two-sided): p = "
+                         f"{fisher_exact(counts).pvalue:.2g}")
             continue
         difference, low, high = interval(x, y)
         spread = f" [{low:+.3f}, {high:+.3f}]"
@@ -135,13 +146,11 @@ def compare(one, other):
 def table(name):
     """The markdown table of an experiment: title, a line for each row, source.
 
-    A long table of one row is transposed. Rows without a command (EARLIER) are explained below.
+    A long table of one row is transposed.
     """
     experiment, rows, shown = read_experiments()[name], recorded(name)[0], shown_rows(name)
     if not rows:
         return f"{experiment.title}: not run yet."
-    earlier = {row: text.removeprefix(EARLIER) for row, text in experiment.rows.items()
-               if text.startswith(EARLIER)}
     heads = ["row", *experiment.columns, *(f"{c}, each seed" for c in experiment.each), "seeds",
              "minutes"]
     if experiment.published:
@@ -149,8 +158,7 @@ def table(name):
     lines = [[head.replace("_", " ").replace("per task", "per task: mean") for head in heads]]
     for row, runs in shown.items():
         minutes = _array(runs, "train_seconds").mean() / 60
-        cells = [row + " (earlier form)" * (row in earlier),
-                 *(_cell(runs, c) for c in experiment.columns),
+        cells = [row, *(_cell(runs, c, experiment.columns) for c in experiment.columns),
                  *(" ".join(_short(r, c) for r in runs) for c in experiment.each),
                  str(len(runs)), f"{minutes:.1f}"]
         if experiment.published:
@@ -166,10 +174,6 @@ def table(name):
         code = commits[0]
     source = (f"Seeds {' '.join(map(str, seeds))}; `results/{name}.csv`, by `{PROGRAM} run {name}`"
               f", code of {code}.")
-    if earlier:
-        source += "\nRows of an earlier form of the code are kept and not run any more."
-    for row, text in earlier.items():
-        source += f" *{row}*: {text}."
     return "\n".join([experiment.title, "", *_markdown(lines), "", source])
 
 
@@ -184,11 +188,14 @@ def _array(runs, column):
     return np.array([x for r in runs if (x := numbers(r, column))])
 
 
-def _cell(runs, column):
-    """The estimate of a column; of one number for each task their means."""
+def _cell(runs, column, columns):
+    """The estimate of a column; of one number for each task their means; of HIRO's success, which
+    has a first success beside it, the solved seeds."""
     x = _array(runs, column)
     if not len(x):
         return ""
+    if column == "success" and "first_success" in columns:
+        return solved(x)
     if x.shape[1] > 1:
         return " ".join(f"{mean:.2f}" for mean in x.mean(0))
     return estimate(x[:, 0]) + f" ({len(x)} of {len(runs)} seeds)" * (len(x) < len(runs))
@@ -222,7 +229,7 @@ def headline():
             cells = []
             for row in rows:
                 x = _array(runs_of(row), "success")
-                cell = f"{(x >= SOLVED).sum()} of {len(x)} seeds"
+                cell = solved(x)
                 if algorithm == "HIQL":
                     cell = f"{x.mean():.2f} ({x.min():.2f} to {x.max():.2f}, {len(x)} seeds)"
                 cells.append(cell)

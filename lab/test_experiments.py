@@ -53,7 +53,7 @@ def test_results_are_those_of_the_command_lines(monkeypatch):
         assert {row["row"] for row in rows} == set(configs)
         for row, config in configs.items():
             command = experiment.rows[row]
-            if command.startswith(experiments.EARLIER) or command == "-m lab.theory":
+            if command == "-m lab.theory":
                 continue
             today = meant(command, monkeypatch)
             shared = (config.keys() & today.keys()) - {"seed"}
@@ -63,8 +63,7 @@ def test_results_are_those_of_the_command_lines(monkeypatch):
 def test_runs_are_made_recorded_and_gathered(project, write_ini, program, monkeypatch):
     """Those that are missing, seed by seed; 1 if a run has failed; lines that another process has
     added meanwhile stay."""
-    write_ini(f"{SECTION}x = -m lab.td3 --steps 9000\ny = hiro.py\ny seeds = 1-2\n"
-              "old = recorded: once\n")
+    write_ini(f"{SECTION}x = -m lab.td3 --steps 9000\ny = hiro.py\ny seeds = 1-2\n")
     asked = {}
 
     def processes(runs, jobs):

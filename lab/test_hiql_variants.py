@@ -105,7 +105,8 @@ def test_goals_that_are_reached_by_state():
 
 def test_the_control_never_sees_hidden_trajectories():
     """No batch of it, nor its first layers, contains a row of a trajectory without actions."""
-    config = variants.resolve({"variant": "labelled-only", "action_free": 0.6, "hidden_dims": (40, 5)})
+    config = variants.resolve({"variant": "labelled-only", "action_free": 0.6,
+                               "hidden_dims": (40, 5)})
     env, seen, rngs = envs.make(config.env), set(), generators(0, "hide", "init", "flat", "batch")
     env.encode = lambda s: (seen.update(map(tuple, s.reshape(-1, 2))), s)[1]
     data = envs.collect(env, np.random.default_rng(0), episodes=10, rows=30)

@@ -166,7 +166,7 @@ def right_signs(env, data, value, k, rng, n=4000, bins=10):
 def draw_theory(path, seed=0, n=20_000):
     """Draw Prop. 4.1 on the chain, simulated with n draws, and on a maze; and Prop. 5.1."""
     rng = np.random.default_rng(seed)
-    figure, axes = plots.panels(2, 3, (12, 7))
+    figure, axes = plots.panels(2, 3, (12, 8.4))
     draw_chain(axes[0], n, rng)
     env = envs.make("grid-maze")
     draw_noisy_maze(axes[1, :2], env, rng)
@@ -180,23 +180,23 @@ def draw_chain(axes, n, rng):
     root = np.maximum(np.rint(np.sqrt(T)).astype(int), 1)
     k = np.array([2, 3, 5, 7, 10, 14, 20, 33, 50, 80])
     sigma = np.array([0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.5])
-    panels = (("chain: distance T; k = sqrt(T), sigma 0.1", T, T, root, 0.1 + 0 * T),
-              ("chain: steps k to the subgoal; T 100, sigma 0.1", k, 100 + 0 * k, k, 0.1 + 0 * k),
-              ("chain: noise sigma; T 100, k 10", sigma, 100 + 0 * sigma, 10 + 0 * sigma, sigma))
-    for ax, (label, x, T, k, sigma) in zip(axes, panels):
-        ax.plot(x, chain_error(T, sigma), "C3-", label="flat, formula")
+    panels = (("k = sqrt(T), sigma 0.1", "distance T to the goal", T, T, root, 0.1 + 0 * T),
+              ("T 100, sigma 0.1", "k, steps to the subgoal", k, 100 + 0 * k, k, 0.1 + 0 * k),
+              ("T 100, k 10", "noise sigma", sigma, 100 + 0 * sigma, 10 + 0 * sigma, sigma))
+    for ax, (title, label, x, T, k, sigma) in zip(axes, panels):
+        ax.plot(x, chain_error(T, sigma), "C3-", label="flat policy: formula")
         ax.plot(x, chain_error(T / k, sigma) + chain_error(k, sigma), "C0-",
-                label="hierarchy, bound of Prop. 4.1")
+                label="bound of Prop. 4.1")
         seen = [chain_simulation(*setting, n, rng) for setting in zip(T, k, sigma)]
-        for name, style, text in (("flat", "C3o", "flat, simulated"),
-                                  ("either", "C0o", "high- or low-level policy errs, simulated"),
-                                  ("first", "C2o", "hierarchy's first action, simulated")):
-            ax.plot(x, [one[name] for one in seen], style, ms=3, label=text)
-        ax.set(xscale="log", xlabel=label, ylim=(-0.03, 0.82))
-        ax.set_xticks(x, map(str, x), fontsize=7)
+        for name, style, text in (("flat", "C3o", "flat policy: simulated"),
+                                  ("either", "C1s", "one of two policies errs: simulated"),
+                                  ("first", "C2^", "first action wrong: simulated")):
+            ax.plot(x, [one[name] for one in seen], style, ms=4, label=text)
+        ax.set(title=f"chain, {title}", xscale="log", xlabel=label, ylim=(-0.03, 0.82))
+        ax.set_xticks(x[::2], map(str, x[::2]))
         ax.minorticks_off()
     axes[0].set_ylabel("probability of error")
-    axes[0].legend(fontsize=7)
+    axes[1].legend(fontsize=8, loc="upper center")
 
 
 def draw_noisy_maze(axes, env, rng):
@@ -207,9 +207,10 @@ def draw_noisy_maze(axes, env, rng):
         for right, style, text in zip(share, ("C3o-", "C2o-"), ("flat", "hierarchy")):
             ax.plot(distances, [1 - right[env.distance == d].mean() for d in distances], style,
                     ms=3, label=text)
-        ax.set(xlabel=f"{env.name}: distance to the goal; k 5, sigma {sigma}", ylim=(-0.03, 0.82))
+        ax.set(title=f"{env.name}, k 5, sigma {sigma}", xlabel="steps to the goal",
+               ylim=(-0.03, 0.82))
     axes[0].set_ylabel("share of wrong first actions")
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=8)
 
 
 def draw_low_rank(ax, env):
@@ -222,10 +223,11 @@ def draw_low_rank(ax, env):
     for share, style, text in zip(action_insufficiency(env), (":", "--"), ("unsure", "wrong")):
         ax.axhline(share, color="C1", ls=style,
                    label=f"phi([s; g]) = V*(s, g): best policy {text}")
-    ax.set(xscale="log", xlabel=f"{env.name}: rank of V(s, g) = psi(s) phi(g)")
-    ax.set_xticks(ranks, map(str, ranks), fontsize=7)
+    ax.set(title=f"{env.name}, Prop. 5.1", xscale="log", xlabel="rank of V(s, g) = psi(s) phi(g)",
+           ylim=(-0.03, 0.82))
+    ax.set_xticks(ranks[::2], map(str, ranks[::2]))
     ax.minorticks_off()
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=8)
 
 
 # ----------------------------------------------------------------------------------- program
@@ -291,7 +293,9 @@ def show_signal(folder):
                        ("high", f"high-level: {config.subgoal_steps} steps, to the goal"),
                        ("low", "low-level: one step, to the subgoal")):
         ax.plot(length, shares[name], "o-", label=text)
-    ax.set(xlabel="path length to the goal", ylabel="share of advantages\nwith the right sign")
+    ax.axhline(0.5, color="k", ls=":", lw=1)            # a coin
+    ax.set(xlabel="path length to the goal", ylabel="share of advantages\nwith the right sign",
+           ylim=(0.45, 1.02))
     ax.legend(fontsize=8)
     path = os.path.join(folder, "signal.png")
     plots.save_figure(figure, path)

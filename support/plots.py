@@ -83,16 +83,34 @@ def free_points(env):
 
 
 def draw_tasks(ax, env):
-    """The evaluation tasks of a maze: an arrow from start to goal, numbered at the start."""
+    """The evaluation tasks of a maze: shortest paths, numbered at the start, a star at the goal.
+    Inlets i and outlets o of teleporters are marked."""
     draw_maze(ax, env)
-    for number, (start, goal) in enumerate(env.tasks):
-        (x, u), (y, v) = plot_xy(env, env.place(np.array([start, goal])))
-        ax.annotate("", (u, v), (x, y), zorder=3, arrowprops=dict(
-            arrowstyle="->", color=f"C{number}", lw=1.5, connectionstyle="arc3,rad=0.15"))
-        ax.plot(u, v, "*", color=f"C{number}", ms=9, zorder=4)
-        ax.text(x, y, str(number + 1), color=f"C{number}", weight="bold", ha="center",
-                va="center", zorder=4)
-    ax.set_title(f"{env.name}\n{len(env.cells)} free cells", fontsize=9)
+    for cell in np.argwhere(np.isin(env.layout, ("i", "o"))):
+        ax.text(*plot_xy(env, env.place(cell)), env.layout[tuple(cell)], color="0.5")
+    for i, (start, goal) in enumerate(env.tasks):
+        cells = [env.number(env.place(np.array([start])))[0]]
+        end = env.number(env.place(np.array([goal])))[0]
+        while cells[-1] != end:
+            cells.append(env.next_cell[cells[-1], end])
+        aside = 0.09 * (i - 2) * (1 if env.discrete else env.side)     # paths side by side
+        path = env.place(env.cells[cells]) + aside
+        ax.plot(*plot_xy(env, path), color=f"C{i}", lw=1.2)
+        ax.plot(*plot_xy(env, path[-1]), "*", color=f"C{i}", ms=10)
+        ax.plot(*plot_xy(env, path[0]), "o", color=f"C{i}", ms=9)
+        ax.text(*plot_xy(env, path[0]), i + 1, color="w", fontsize=7, ha="center", va="center")
+    ax.set_title(f"{env.name}, {len(env.cells)} free cells", fontsize=9)
+
+
+def draw_start(ax, task):
+    """The task that an online environment is tested on: start, goal, blocks."""
+    draw_maze(ax, task.maze)
+    (name, (starts, goals)), = list(task.tests(np.random.default_rng(0), 1).items())[:1]
+    for centres, half in task.blocks(task.begin(starts)[None, 0]):
+        draw_block(ax, centres, half)
+    ax.plot(*plot_xy(task.maze, starts[0, :2]), "C0o", ms=9)
+    ax.plot(*plot_xy(task.maze, goals[0, :2]), "C0*", ms=10)
+    ax.set_title(f"{task.name}, goal {name.replace('_', ', ')}", fontsize=9)
 
 
 def draw_arrows(ax, env, starts, ends, lw):
@@ -113,11 +131,13 @@ def draw_paths(ax, env, paths, goals, success):
 
 
 def draw_mazes(folder):
-    """mazes.png in a folder: the mazes of envs.py, without OGBench's own, with their tasks."""
+    """mazes.png in a folder: every layout with its tasks, and Push and Fall."""
     names = [name for name in envs.ENVIRONMENTS if not name.startswith("pointmaze")]
-    figure, axes = panels(2, 3, (11, 8))
-    for ax, name in zip(axes.flat, names):
+    figure, axes = panels(3, 3, (11, 10.5))
+    for ax, name in zip(axes.flat, [*names, "pointmaze-teleport-navigate-v0"]):
         draw_tasks(ax, envs.make(name))
+    for ax, name in zip(axes[2, 1:], ("point-push", "point-fall")):
+        draw_start(ax, envs.make_task(name))
     save_figure(figure, os.path.join(folder, "mazes.png"))
 
 
@@ -160,18 +180,24 @@ def draw_curve(path, logs, counter):
 def draw_value(path, env, maps):
     """For each task a panel: V(., g), one episode and the subgoals along it.
 
-    maps: a dict for each task: values (n,) at `free_points`, goal (2,), path (T+1, 2), starts
-    (m, 2) and subgoals (m, 2), None without a hierarchy.
+    maps: a dict for each task: values (n,) at `free_points`, goal (2,), path (T+1, 2), success,
+    starts (m, 2) and subgoals (m, 2), None without a hierarchy.
     """
-    figure, axes = panels(1, len(maps), (3 * len(maps), 2.7))
-    for i, (ax, one) in enumerate(zip(axes[0], maps)):
+    rows = -(-len(maps) // 3)
+    figure, axes = panels(rows, 3, (11, 3.2 * rows))
+    for i, (ax, one) in enumerate(zip(axes.flat, maps)):
         image = draw_maze(ax, env, one["values"], cmap="viridis")
         figure.colorbar(image, ax=ax, shrink=0.7)
-        ax.plot(*plot_xy(env, one["goal"]), "r*", ms=10)
-        ax.set_title(f"task {i + 1}: V(s, g)", fontsize=9)
-        ax.plot(*plot_xy(env, one["path"]), "w-", lw=1)
+        ax.plot(*plot_xy(env, one["goal"]), "r*", ms=10, label="goal")
+        ax.set_title(f"task {i + 1}: V(s, g)" + ", not reached" * (not one["success"]), fontsize=9)
+        ax.plot(*plot_xy(env, one["path"]), "w-", lw=1.5, label="an episode")
         if one["subgoals"] is not None:
-            draw_arrows(ax, env, one["starts"], one["subgoals"], lw=1)
+            draw_arrows(ax, env, one["starts"], one["subgoals"], lw=1.2)
+            ax.plot([], [], "C1-", label="to its subgoals")
+    for ax in axes.flat[len(maps):]:
+        ax.set_axis_off()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower right", facecolor="0.35",
+                  labelcolor="w")
     save_figure(figure, path)
 
 
@@ -204,16 +230,19 @@ def draw_episodes(path, env, tests, subgoal_interval=None):
     "blocks": [(centres (T+1, 2), half-width)]}}; subgoal_interval: steps between subgoals, without
     a hierarchy None.
     """
-    figure, axes = panels(1, len(tests), (2.6 * len(tests), 2.7))
+    figure, axes = panels(1, len(tests), (2.6 * len(tests), 3.1))
     for ax, (name, one) in zip(axes[0], tests.items()):
         draw_maze(ax, env)
         for centres, half in one["blocks"]:
             draw_block(ax, centres, half)
-        ax.plot(*plot_xy(env, one["path"]), "C0", lw=1)
+        ax.plot(*plot_xy(env, one["path"]), "C0", lw=1, label="the agent's way")
         if subgoal_interval:
             draw_arrows(ax, env, one["path"][::subgoal_interval], one["asked"], lw=0.8)
-        ax.plot(*plot_xy(env, one["goal"]), "r*", ms=9)
+            ax.plot([], [], "C1", label="to its subgoals")
+        ax.plot(*plot_xy(env, one["goal"]), "r*", ms=9, label="goal")
         ax.set_title(f"goal {name.replace('_', ', ')}", fontsize=9)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3,
+                  fontsize=8)
     save_figure(figure, path)
 
 

@@ -20,7 +20,7 @@ def test_each_picture_of_a_maze_is_drawn(name, tmp_path):
     plots.draw_trajectories(tmp_path / "1.png", env, {
         "a": (paths, goals[:, None].repeat(3, 1), np.ones((5, 3), bool))})
     maps = [{"values": np.arange(len(plots.free_points(env))), "goal": goals[0],
-             "starts": starts[:1], "path": paths[:, 0, 0], "subgoals": subgoals}
+             "starts": starts[:1], "path": paths[:, 0, 0], "subgoals": subgoals, "success": False}
             for subgoals in (goals[:1], None)]
     plots.draw_value(tmp_path / "2.png", env, maps)
     one = {"path": paths[:, 0, 0], "goal": goals[0], "asked": goals[:1],
