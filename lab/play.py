@@ -192,7 +192,7 @@ def main():
     p = Parser(prog="python -m lab.play", description="Give a trained run goals.")
     p.add_argument("run", metavar="RUN", type=filled)
     p.add_argument("--goal", metavar="X,Y", type=pair, action="append", help="in a picture")
-    p.add_argument("--out", metavar="FILE", type=filled, default="play.png", help="of the picture")
+    p.add_argument("--out", metavar="FILE", type=filled, help="of the picture (default: in runs)")
     p.add_argument("--give", metavar="DIR", type=filled, help="where the agent alone is written")
     given = p.parse_args()
     with one_line_errors():
@@ -206,8 +206,11 @@ def main():
             say("there is no screen; these are the goals of the maze's tasks")
             goals = [plots.plot_xy(agent.maze, place) for place in
                      agent.maze.place([goal for _, goal in agent.maze.tasks[:3]])]
-        draw_goals(given.out, agent, goals)
-        say(f"wrote {given.out}")
+        name = os.path.basename(os.path.abspath(given.run))
+        out = given.out or os.path.join("runs", f"play_{name}.png")
+        os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
+        draw_goals(out, agent, goals)
+        say(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -336,7 +336,8 @@ def draw_experiment(name):
             _draw_line(ax, x, y, column == "success_curve", f"C{i}", f"{row} ({len(y)} seeds)")
         ax.set(xlabel="thousand steps" if column.endswith("_curve") else "steps to the goal",
                ylabel=WORDS.get(column, column))
-        ax.set_ylim(0, 1.03 if column == "success_curve" else None)
+        ax.set_ylim(0, {"success_curve": 1.03, "wrong_flat_by_distance": 0.12,
+                        "wrong_hierarchy_by_distance": 0.12}.get(column))
         ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))
     save_figure(figure, os.path.join(HERE, "pictures", f"{name}.png"))
 
