@@ -304,12 +304,9 @@ WORDS = {                               # columns on the axes of pictures
     "success": "success on the five tasks", "success_random": "success on random pairs",
     "success_curve": "share of solved seeds", "wrong_flat_by_distance": "wrong first actions: flat",
     "wrong_hierarchy_by_distance": "wrong first actions: hierarchy",
-    "relabel_fraction_curve": "share of goals that are changed",
-    "relabel_distance_curve": "distance from the old goal to the new",
     "relabel_gain_curve": "gain of the score, Eq. (5)",
-    "subgoal_error_curve": "distance to the subgoal, c steps later",
-    **{f"subgoal_error_{goal}_curve": f"distance to the subgoal; goal {text}" for goal, text in (
-        ("0_8", "(0, 8)"), ("8_0", "(8, 0)"), ("8_8", "(8, 8)"), ("random", "random"))}}
+    "subgoal_error_0_8_curve": "distance to subgoals; goal (0, 8)",
+    "subgoal_error_random_curve": "distance to subgoals; random goals"}
 
 
 def draw_experiment(name):

@@ -183,8 +183,8 @@ def draw_value(path, env, maps):
     maps: a dict for each task: values (n,) at `free_points`, goal (2,), path (T+1, 2), success,
     starts (m, 2) and subgoals (m, 2), None without a hierarchy.
     """
-    rows = -(-len(maps) // 3)
-    figure, axes = panels(rows, 3, (11, 3.2 * rows))
+    rows, (height, width) = -(-len(maps) // 3), env.walls.shape
+    figure, axes = panels(rows, 3, (11, rows * (0.3 + 2.9 * height / width)))
     for i, (ax, one) in enumerate(zip(axes.flat, maps)):
         image = draw_maze(ax, env, one["values"], cmap="viridis")
         figure.colorbar(image, ax=ax, shrink=0.7)
