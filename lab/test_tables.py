@@ -51,3 +51,18 @@ def test_tables_comparisons_and_pictures_are_renewed(project, program):
     assert "| x | 0.5 (0 to 1) | 1.00 0.50 | 1.00 0.00 | 2 | 1.0 |" in new
     assert "0.500 (2 seeds) - 0.500 (2 seeds) = +0.000 [-1.000, +1.000]\n<!-- end -->\nc\n" in new
     assert program("report") == program("--list") == 0 and page.read_text() == new
+
+
+def test_hiro_is_judged_by_solved_seeds(write_ini, write_results):
+    """Where there is a first success: their number; Fisher's p, of 3 of 6 against 6 of 6 twice
+    C(6, 3) / C(12, 9) = 2 / 11; and of ranks (nine share 5, the three that never had one 11): U is
+    27, z = (27 - 18 - 0.5) / sqrt(22.1)."""
+    write_ini("[h]\ntitle = T\nseeds = 0-5\ncolumns = success first_success\nx = a\ny = b\n")
+    write_results("h", [{"row": row, "seed": seed, "train_seconds": 60, "commit": "c",
+                         "success": 0.95 if seed < solved else 0.94,
+                         "first_success": 10 if seed < solved else ""}
+                        for row, solved in (("x", 3), ("y", 6)) for seed in range(6)])
+    assert "| x | 3 of 6 seeds | 10 (10 to 10) (3 of 6 seeds) |" in tables.table("h")
+    solved, first = tables.compare("h:x", "h:y")
+    assert solved == "solved: 3 of 6 seeds - 6 of 6 seeds (Fisher, two-sided): p = 0.18"
+    assert first == "first success, by ranks, never last (Mann-Whitney): p = 0.071"
