@@ -87,7 +87,8 @@ def draw_tasks(ax, env):
     Inlets i and outlets o of teleporters are marked."""
     draw_maze(ax, env)
     for cell in np.argwhere(np.isin(env.layout, ("i", "o"))):
-        ax.text(*plot_xy(env, env.place(cell)), env.layout[tuple(cell)], color="0.5")
+        ax.text(*plot_xy(env, env.place(cell)), env.layout[tuple(cell)] + "  ", color="0.5",
+                ha="right", va="center")
     for i, (start, goal) in enumerate(env.tasks):
         cells = [env.number(env.place(np.array([start])))[0]]
         end = env.number(env.place(np.array([goal])))[0]
